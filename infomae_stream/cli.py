@@ -1,0 +1,102 @@
+"""`infomae-stream`: finds each command by name in a table, so that nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from infomae_stream import __version__
+from infomae_stream.errors import InfomaeError
+
+# command path -> ("module:function", one line of help); the function carries typer's annotations.
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "node run": ("infomae_stream.run_commands:node_run", "Collect and detect: start and watch both processes."),
+    "node collect": ("collectors.service:collect", "Sensors into the outbox, outbox to the hub."),
+    "node detect": ("inference.service:detect", "Windows of the outbox into detections."),
+    "hub run": ("infomae_stream.run_commands:hub_run", "Start and watch ingest and aligner."),
+    "hub ingest": ("collectors.ingest_service:ingest", "MQTT into the lake, then acknowledge."),
+    "hub align": ("aligner.service:align", "Find pairs, align when there are enough, release what passes."),
+    "hub train": ("aligner.training_process:train", "One alignment run from a snapshot file (hub align starts it)."),
+    "label import": ("aligner.labels:import_labels", "Take labelled intervals from a CSV file into the lake."),
+    "broker run": ("collectors.broker:run", "An embedded MQTT broker (amqtt), for trials and small sites."),
+    "bundle keygen": ("infomae_stream.bundle_commands:keygen", "Make the pair of keys that signs and checks bundles."),
+    "bundle verify": ("infomae_stream.bundle_commands:verify", "Check a bundle's signature, hashes and contract."),
+}
+
+EXTRA_OF: Final = {
+    "pyarrow": "hub",
+    "duckdb": "hub",
+    "deltalake": "hub",
+    "amqtt": "broker",
+    "torch": "train",
+    "onnx": "train",
+    "scipy": "train",
+}
+
+
+class _LazyGroup(TyperGroup):
+    """A group whose commands stand in COMMANDS; `path` is what was typed so far ("" at the root, then "node ")."""
+
+    path = ""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(dict.fromkeys(c.removeprefix(self.path).split()[0] for c in COMMANDS if c.startswith(self.path)))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        path = self.path + cmd_name
+        if path in COMMANDS:
+            module, function = COMMANDS[path][0].split(":")
+            single = typer.Typer(add_completion=False)
+            single.command(name=cmd_name)(getattr(import_module(module), function))
+            return typer.main.get_command(single)
+        if any(c.startswith(path + " ") for c in COMMANDS):
+            group = type("Group", (_LazyGroup,), {"path": path + " "})
+            return typer.main.get_group(typer.Typer(name=cmd_name, cls=group, no_args_is_help=True))
+        return None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        typer.echo(f"Usage: infomae-stream {self.path}COMMAND ...\n")
+        for command, (_, text) in COMMANDS.items():
+            if command.startswith(self.path):
+                typer.echo(f"  {command:<16}{text}")
+        typer.echo("\ninfomae-stream COMMAND --help tells the options of one.")
+
+
+app = typer.Typer(name="infomae-stream", cls=_LazyGroup, no_args_is_help=True)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"infomae-stream {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Collect, pair, align, detect."""
+
+
+def main() -> None:
+    """Run a command; an error of the product's own tree becomes one line and its exit code."""
+    try:
+        app()
+    except InfomaeError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except ModuleNotFoundError as e:
+        if e.name in EXTRA_OF:
+            print(
+                f"error: {e.name} is not installed; pip install 'infomae-stream[{EXTRA_OF[e.name]}]'", file=sys.stderr
+            )
+            sys.exit(1)
+        raise
+
+
+if __name__ == "__main__":
+    main()

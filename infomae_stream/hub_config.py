@@ -1,0 +1,100 @@
+"""What a hub's TOML file may say: ingest, matcher, aligner, bundle server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from infomae_stream.config import Settings
+from infomae_stream.node_config import Id, MqttSettings, Port
+
+
+class HubMetrics(Settings):
+    host: str = "127.0.0.1"
+    ingest_port: Port = 9201
+    align_port: Port = 9202
+
+
+class LakeSettings(Settings):
+    path: str = "lake"
+
+
+class IngestSettings(Settings):
+    commit_interval_s: float = Field(1.0, gt=0, le=60)
+    commit_bytes: int = Field(32_000_000, ge=100_000)
+    max_inflight_bytes: int = Field(128_000_000, ge=1_000_000)
+    dead_letter_bytes: int = Field(50_000_000, ge=0)
+    shared_subscription: str = ""  # group name; MQTT 5 brokers only
+
+
+class MatcherSettings(Settings):
+    """The grid and what a pair needs. Defaults suit body-worn IMUs."""
+
+    modalities: list[Id] = Field(min_length=1)
+    window_s: float = Field(2.0, gt=0)
+    hop_s: float = Field(0.5, gt=0)
+    min_coverage: float = Field(0.95, gt=0, le=1)
+    max_gap_s: float = Field(0.2, gt=0)
+    max_clock_uncertainty_s: float = Field(0.05, gt=0)
+    max_clock_offset_s: float = Field(0.05, gt=0)
+    interval_s: float = Field(2.0, gt=0)
+
+
+class Trigger(Settings):
+    """When to align: enough pairs, enough new ones since the last run, and none lately (a burst has settled)."""
+
+    min_pairs: int = Field(100, ge=1)
+    min_new_pairs: int = Field(100, ge=1)
+    settle_s: float = Field(5.0, ge=0)
+    min_interval_s: float = Field(0.0, ge=0)
+
+
+class AlignSettings(Settings):
+    work_dir: str = "aligner"
+    seed: int = 0
+    classes: list[Id] = Field(min_length=2)
+    validation_sites: list[Id] = []  # gates read these people, vehicles, places; training never sees them
+    test_sites: list[Id] = []  # reported only
+    trigger: Trigger = Trigger()
+    # Checked by aligner.train.TrainConfig, so that the kernel knows no objective.
+    train: dict[str, Any] = {}
+
+
+class GateSettings(Settings):
+    min_gain_over_unaligned: float = 0.05  # macro-F1 on validation sites, first model
+    min_gain_over_serving: float = 0.0  # a later candidate must be better by more than this
+    min_effective_rank: float = 2.0
+
+
+class ReleaseSettings(Settings):
+    signing_key: str = "keys/release.pem"  # ed25519 private key, PEM; made by `infomae-stream hub init`
+    expires_days: int = Field(90, ge=1)
+    host: str = "127.0.0.1"
+    port: Port = 9280
+    advertised_url: str = ""  # http://hub:9280 as nodes see it; made of host and port when empty
+
+
+class HubConfig(Settings):
+    base_dir: Path = Path(".")
+    mqtt: MqttSettings = MqttSettings()
+    metrics: HubMetrics = HubMetrics()
+    lake: LakeSettings = LakeSettings()
+    ingest: IngestSettings = IngestSettings()
+    matcher: MatcherSettings
+    align: AlignSettings
+    gates: GateSettings = GateSettings()
+    release: ReleaseSettings = ReleaseSettings()
+
+    def path(self, relative: str) -> Path:
+        """`relative`, seen from the folder of the configuration file."""
+        return self.base_dir / relative
+
+    @property
+    def lake_path(self) -> Path:
+        return self.path(self.lake.path)
+
+    @property
+    def dead_letter_path(self) -> Path:
+        return self.lake_path / "_dead_letters"
