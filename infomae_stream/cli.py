@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -82,9 +84,23 @@ def _root(
     """Collect, pair, align, detect."""
 
 
+def check_package_names() -> None:
+    """Raise InfomaeError when another distribution shadows one of our packages: their names are generic."""
+    home = Path(__file__).resolve().parents[1]
+    for name in ("collectors", "aligner", "inference", "storage"):
+        spec = find_spec(name)
+        if spec is None or spec.origin is None or Path(spec.origin).resolve().parents[1] != home:
+            where = spec.origin if spec and spec.origin else "nowhere"
+            raise InfomaeError(
+                f"package {name!r} is taken from {where}, not from {home}",
+                fix="install infomae-stream into an environment of its own",
+            )
+
+
 def main() -> None:
     """Run a command; an error of the product's own tree becomes one line and its exit code."""
     try:
+        check_package_names()
         app()
     except InfomaeError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -36,6 +36,11 @@ class Grid:
     def hop_ns(self) -> int:
         return round(self.hop_s * NS_PER_S)
 
+    @property
+    def reach_ns(self) -> int:
+        """How far outside a window a sample can still matter to it."""
+        return round(self.max_gap_s * NS_PER_S)
+
     def starts(self, first_ns: int, end_ns: int) -> range:
         """Starts of all windows that touch [first_ns, end_ns)."""
         lowest = -(-(first_ns - self.window_ns + 1) // self.hop_ns)
@@ -86,9 +91,15 @@ def _cut_one(
     spec = chunks[0].spec
     n_points = round(grid.window_s * spec.rate_hz)
     step_ns = NS_PER_S / spec.rate_hz
-    # One sample's reach on both sides, and the neighbours beyond it that interpolation needs.
-    lo = max(int(np.searchsorted(times_S, start_ns)) - 1, 0)
-    hi = min(int(np.searchsorted(times_S, start_ns + grid.window_ns)) + 1, len(times_S))
+    # The window's samples and one neighbour on each side, for interpolation. A neighbour farther away than the longest
+    # bridged hole is none: a window depends on nothing beyond that reach, whatever else is at hand when it is cut.
+    end_ns = start_ns + grid.window_ns
+    lo = max(int(np.searchsorted(times_S, start_ns)) - 1, int(np.searchsorted(times_S, start_ns - grid.reach_ns)), 0)
+    hi = min(
+        int(np.searchsorted(times_S, end_ns)) + 1, int(np.searchsorted(times_S, end_ns + grid.reach_ns, side="right"))
+    )
+    if lo >= hi:
+        return None
     # Seconds since the window's start: nanoseconds since 1970 do not fit a float64.
     t_S = (times_S[lo:hi] - start_ns) / NS_PER_S
     t_N = np.arange(n_points) / spec.rate_hz

@@ -45,7 +45,7 @@ def encode_chunk(chunk: Chunk) -> bytes:
         "samples": cbor2.CBORTag(_TAG_ARRAY, [list(samples.shape), _typed(samples)]),
         "times_ns": None if chunk.times_ns is None else _typed(chunk.times_ns),
     }
-    message["crc32"] = _crc32(samples, chunk.times_ns)
+    message["crc32"] = samples_crc32(samples, chunk.times_ns)
     return cbor2.dumps(message)
 
 
@@ -71,7 +71,7 @@ def decode_chunk(payload: bytes) -> Chunk:
         )
 
     chunk = _checked(build, "chunk")
-    if message.get("crc32") != _crc32(chunk.samples_CN, chunk.times_ns):
+    if message.get("crc32") != samples_crc32(chunk.samples_CN, chunk.times_ns):
         raise WireError("checksum does not match the samples", reason="crc", where=f"{chunk.spec.id} seq {chunk.seq}")
     return chunk
 
@@ -237,7 +237,13 @@ def _untyped(tagged: Any, want: str = "") -> NDArray[Any]:
     return np.frombuffer(tagged.value, dtype=dtype).astype(dtype.newbyteorder("="), copy=False)
 
 
-def _crc32(samples_CN: NDArray[Any], times_ns: NDArray[np.int64] | None) -> int:
+def chunk_crc32(chunk: Chunk) -> int:
+    """The checksum that travels with a chunk: CRC-32 of its samples, little-endian, and of its times if it has any."""
+    return samples_crc32(chunk.samples_CN, chunk.times_ns)
+
+
+def samples_crc32(samples_CN: NDArray[Any], times_ns: NDArray[np.int64] | None) -> int:
+    """CRC-32 of the samples (little-endian, channel by channel), then of the times where there are any."""
     crc = zlib.crc32(np.ascontiguousarray(samples_CN, dtype=samples_CN.dtype.newbyteorder("<")))
     return crc if times_ns is None else zlib.crc32(np.ascontiguousarray(times_ns, dtype="<i8"), crc)
 

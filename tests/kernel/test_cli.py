@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +41,13 @@ def test_exit_codes_for_usage_and_for_bad_configuration() -> None:
     bad = run("node", "run", "--config", "/nonexistent.toml")
     assert bad.returncode == 78
     assert bad.stderr == "error: /nonexistent.toml: cannot read the file: No such file or directory\n"
+
+
+def test_a_foreign_package_of_our_name_is_found_at_start(tmp_path: Path) -> None:
+    (tmp_path / "storage.py").write_text("")
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    code = "from infomae_stream.cli import main; main()"
+    bad = subprocess.run([sys.executable, "-P", "-c", code], env=environ, capture_output=True, text=True, check=False)
+    assert bad.returncode == 1
+    assert "'storage' is taken from" in bad.stderr
+    assert "environment of its own" in bad.stderr

@@ -1,0 +1,82 @@
+"""`infomae-stream broker run`: an embedded MQTT 3.1.1 broker (amqtt), for trials and small sites.
+
+It keeps nothing on disk and lets anybody in, so it listens on loopback unless told otherwise. Both do no harm to the
+records: nodes send again what no application acknowledgement has named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+from typing import Annotated, Any
+
+import typer
+
+from infomae_stream.errors import ConfigError
+from infomae_stream.telemetry import EventLog, configure_logging
+
+log = EventLog("infomae.broker")
+
+
+def run(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 picks a free one, see the log.")] = 1883,
+    allow_anonymous_network: Annotated[
+        bool, typer.Option(help="Listen beyond loopback although nobody has to log in. For closed networks only.")
+    ] = False,
+) -> None:
+    """Serve until SIGINT or SIGTERM. Anybody who can reach the port can publish and subscribe."""
+    configure_logging()
+    if not allow_anonymous_network and not _is_loopback(host):
+        raise ConfigError(
+            f"{host} can be reached from other machines, and this broker asks nobody for a password",
+            where="broker run --host",
+            fix="use mosquitto with TLS (deploy/), or add --allow-anonymous-network on a closed network",
+        )
+    # amqtt tells of every packet, and warns of every client that goes away.
+    logging.getLogger("amqtt").setLevel(logging.ERROR)
+    logging.getLogger("transitions").setLevel(logging.ERROR)
+    asyncio.run(_serve(host, port or _free_port(host)))
+
+
+async def _serve(host: str, port: int) -> None:
+    from amqtt.broker import Broker
+    from amqtt.errors import BrokerError
+
+    config: dict[str, Any] = {
+        "listeners": {"default": {"type": "tcp", "bind": f"{host}:{port}"}},
+        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+    }
+    stop = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    # amqtt stumbles over clients that hang up while it greets them; that is their end, not the broker's.
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _loop, context: log.warning("client_dropped", reason=str(context.get("exception", context["message"])))
+    )
+    broker = Broker(config)
+    try:
+        await broker.start()
+    except BrokerError as e:
+        raise ConfigError(f"cannot listen on port {port}: {e}", where="broker run --port", fix="is it in use?") from e
+    log.info("broker_started", host=host, port=port, protocol="3.1.1")
+    await stop.wait()
+    await broker.shutdown()
+    log.info("broker_stopped")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError as e:
+        raise ConfigError(f"{host} is no address of this machine: {e}", where="broker run --host") from e
+    return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as s:
+        s.bind((host, 0))
+        return int(s.getsockname()[1])

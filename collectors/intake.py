@@ -1,0 +1,202 @@
+"""One node's sources into its outbox: chunked, committed once a second, and what found no room accounted for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from collectors.chunker import Chunker, Piece
+from collectors.gap_ledger import GapLedger
+from collectors.sources import Position, Reading, Source
+from infomae_stream.clock import NS_PER_S
+from infomae_stream.errors import DataError, OutboxFull, SourceClosed, SourceError
+from infomae_stream.outbox import Accepted, Outbox
+from infomae_stream.telemetry import EventLog, Telemetry
+from infomae_stream.types import ClockQuality, StreamSpec
+
+COMMIT_BYTES = 1_000_000  # this much waiting is committed before its time
+_RATE_MEMORY = 0.05
+
+
+@dataclass(slots=True)
+class _Stream:
+    spec: StreamSpec
+    chunker: Chunker
+    refused_told: int = 0
+    rate_error: float = 0.0
+
+
+def read_position(outbox: Outbox, stream: str) -> Position | None:
+    """How far `stream` has been accepted; None when nothing has been."""
+    raw = outbox.get_state(f"position/{stream}")
+    return None if raw is None else Position(**json.loads(raw))
+
+
+class Intake:
+    """offset_ns: what this node's clock shows minus the truth; it is added to the source's times (declared clocks)."""
+
+    def __init__(
+        self,
+        sources: list[Source],
+        outbox: Outbox,
+        *,
+        clock_quality: Callable[[], ClockQuality],
+        offset_ns: int,
+        telemetry: Telemetry,
+        log: EventLog,
+        site: str,
+        node: str,
+    ) -> None:
+        self._sources = list(sources)
+        self._outbox = outbox
+        self._clock_quality = clock_quality
+        self._offset_ns = offset_ns
+        self._telemetry = telemetry
+        self._log = log
+        self._labels = {"site": site, "node": node}
+        self._ledger = GapLedger()
+        self._put: list[tuple[StreamSpec, int, int, int]] = []  # what the next commit holds: spec, start, end, samples
+        self._gaps_buffered = False
+        self._full = False
+        self._streams: dict[str, _Stream] = {}
+        for source in self._sources:
+            for spec in source.specs():
+                if spec.id.stream in self._streams:
+                    raise SourceError("two sources give this stream", where=str(spec.id), fix="set the option stream")
+                position = read_position(outbox, spec.id.stream)
+                self._streams[spec.id.stream] = _Stream(spec, Chunker(spec, position=position))
+
+    @property
+    def finished(self) -> bool:
+        """Every source has ended and all it gave has been committed."""
+        return not self._sources and not self._put
+
+    @property
+    def specs(self) -> list[StreamSpec]:
+        return [stream.spec for stream in self._streams.values()]
+
+    def poll(self) -> None:
+        """Take what the sources have, unless a commit's worth waits already. A source that fails is closed."""
+        for source in list(self._sources):
+            if self._outbox.buffered_bytes >= COMMIT_BYTES:
+                return
+            try:
+                for reading in source.poll(0.0):
+                    self._take(reading)
+            except SourceClosed:
+                self._end(source)
+            except SourceError as e:
+                self._log.error("source_failed", **self._labels, reason=str(e))
+                self._end(source)
+
+    @property
+    def commit_is_due(self) -> bool:
+        return self._outbox.buffered_bytes >= COMMIT_BYTES
+
+    def commit(self) -> list[Accepted]:
+        """D1. What found no room is counted and becomes a gap record with the first commit that finds some.
+
+        Raises OutboxError when the file is locked or broken; what is buffered stays and is tried again.
+        """
+        spans = self._ledger.spans()
+        if not self._put and not spans:
+            return []
+        try:
+            self._outbox.check_room()
+            if not self._gaps_buffered:
+                for span in spans:
+                    self._outbox.put_gap(span.stream, span.start_ns, span.end_ns, span.reason, span.n_samples)
+                self._gaps_buffered = True  # a commit that fails without a verdict leaves them in the buffer
+            accepted = self._outbox.commit()
+        except OutboxFull as e:
+            self._shed(e)
+            return []
+        self._gaps_buffered = False
+        self._ledger.clear()
+        self._put.clear()
+        if self._full:
+            self._full = False
+            self._log.info("outbox_has_room", **self._labels)
+        return accepted
+
+    def close(self) -> list[Accepted]:
+        """Commit what is in the making, then let go of the sources."""
+        for stream in self._streams.values():
+            self._store(stream, stream.chunker.flush())
+        accepted = self.commit()
+        for source in self._sources:
+            source.close()
+        return accepted
+
+    def _take(self, reading: Reading) -> None:
+        stream = self._streams[reading.stream]
+        self._store(stream, stream.chunker.push(reading))
+        refused = stream.chunker.refused_backward - stream.refused_told
+        if refused:
+            stream.refused_told += refused
+            self._count_refused(stream, "backward_time", refused)
+
+    def _count_refused(self, stream: _Stream, reason: str, n_samples: int) -> None:
+        labels = {**self._labels, "stream": stream.spec.id.stream, "reason": reason}
+        self._telemetry.counter("infomae_samples_refused_total").labels(**labels).inc(n_samples)
+
+    def _store(self, stream: _Stream, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            start_ns = piece.start_ns + self._offset_ns
+            times_ns = None if piece.times_ns is None else piece.times_ns + self._offset_ns
+            quality = self._quality(piece)
+            try:
+                self._outbox.put_chunk(stream.spec, start_ns, piece.samples_CN, quality, times_ns)
+            except OutboxFull as e:
+                self._shed(e)
+                self._outbox.put_chunk(stream.spec, start_ns, piece.samples_CN, quality, times_ns)
+            except DataError as e:
+                self._log.warning("samples_refused", **self._labels, reason=str(e))
+                self._count_refused(stream, "invalid", piece.samples_CN.shape[1])
+                continue
+            name = stream.spec.id.stream
+            self._outbox.put_state(f"position/{name}", json.dumps(asdict(piece.position)).encode())
+            end_ns = piece.position.last_ns + self._offset_ns + round(NS_PER_S / stream.spec.rate_hz)
+            self._put.append((stream.spec, start_ns, end_ns, piece.samples_CN.shape[1]))
+            self._measure(stream, piece, end_ns)
+
+    def _quality(self, piece: Piece) -> ClockQuality:
+        q = self._clock_quality()
+        # Recordings have no monotonic clock; their own time, without this node's error, does its work.
+        monotonic_ns = piece.monotonic_ns or piece.start_ns
+        return ClockQuality(q.source, q.offset_ns, q.uncertainty_ns, q.synchronised, q.boot_id, monotonic_ns)
+
+    def _measure(self, stream: _Stream, piece: Piece, end_ns: int) -> None:
+        labels = {**self._labels, "stream": stream.spec.id.stream}
+        n = piece.samples_CN.shape[1]
+        self._telemetry.counter("infomae_stream_samples_total").labels(**labels).inc(n)
+        self._telemetry.gauge("infomae_stream_last_sample_timestamp_seconds").labels(**labels).set(end_ns / NS_PER_S)
+        self._telemetry.counter("infomae_stream_gap_seconds_total").labels(**labels).inc(piece.hole_ns / NS_PER_S)
+        span_ns = piece.position.last_ns - piece.start_ns
+        if n > 10 and span_ns > 0:
+            error = (n - 1) / (span_ns / NS_PER_S) / stream.spec.rate_hz - 1
+            stream.rate_error += _RATE_MEMORY * (error - stream.rate_error)
+            self._telemetry.gauge("infomae_stream_rate_error_ratio").labels(**labels).set(stream.rate_error)
+
+    def _shed(self, error: OutboxFull) -> None:
+        """Nothing of the last batch was written: count it, and remember to say so."""
+        self._outbox.discard()
+        self._gaps_buffered = False
+        for spec, start_ns, end_ns, n_samples in self._put:
+            self._ledger.add(spec.id, start_ns, end_ns, "outbox_full", n_samples)
+        dropped: Any = self._telemetry.counter("infomae_chunks_dropped_total")
+        dropped.labels(**self._labels, reason="outbox_full").inc(len(self._put))
+        self._put.clear()
+        if not self._full:
+            self._full = True
+            self._log.warning("outbox_full", **self._labels, reason=str(error))
+
+    def _end(self, source: Source) -> None:
+        """The source has nothing more to give: what it left in the chunkers is complete."""
+        for spec in source.specs():
+            stream = self._streams[spec.id.stream]
+            self._store(stream, stream.chunker.flush())
+        source.close()
+        self._sources.remove(source)

@@ -1,0 +1,232 @@
+"""One node: sources -> outbox -> uplink, and what the hub says to it. Steps are short; the service calls them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from collectors.clock_quality import ClockReader
+from collectors.intake import Intake
+from collectors.truth_log import TruthLog
+from collectors.uplink import Uplink
+from infomae_stream import __version__
+from infomae_stream.clock import NS_PER_S, Clock
+from infomae_stream.errors import ConnectionFailed, OutboxError, WireError
+from infomae_stream.node_config import NodeConfig, NodeSettings
+from infomae_stream.outbox import Outbox
+from infomae_stream.session import Message, MqttSession
+from infomae_stream.telemetry import EventLog, Telemetry
+from infomae_stream.topics import node_topic, parse_topic
+from infomae_stream.wire import REASONS, load_json
+
+DESIRED: Final = "bundle_desired"
+OBSERVED: Final = "bundle_observed"
+PURGE_EVERY_NS: Final = 5 * NS_PER_S
+
+
+def make_session(config: NodeConfig, node: NodeSettings) -> MqttSession:
+    """The node's connection: acks and bundles come in, and the broker tells of its death."""
+    return MqttSession(
+        config.mqtt,
+        node.node,
+        subscriptions=[
+            (node_topic(node.site, node.node, "ack"), 1),
+            (node_topic(node.site, node.node, "bundle/desired"), 1),
+        ],
+        will=(node_topic(node.site, node.node, "status"), _status("offline"), True),
+        base_dir=config.base_dir,
+    )
+
+
+class Node:
+    """`step` moves everything that can move at once; `tick` does what is due once a commit interval."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        settings: NodeSettings,
+        outbox: Outbox,
+        session: MqttSession,
+        make_intake: Callable[[Outbox], Intake],
+        clock: Clock,
+        telemetry: Telemetry,
+        log: EventLog,
+    ) -> None:
+        self._config, self._clock, self._telemetry, self._log = config, clock, telemetry, log
+        self.site, self.name = settings.site, settings.node
+        self._labels = {"site": settings.site, "node": settings.node}
+        self._outbox = outbox
+        # First of all, so that nothing can be acknowledged and deleted before it is written down.
+        self._truth = self._open_truth_log()
+        self._clock_reader = ClockReader(settings.clock, clock)
+        self._intake = make_intake(outbox)
+        self._session = session
+        self._uplink = Uplink(
+            outbox,
+            clock,
+            max_inflight_bytes=config.uplink.max_inflight_bytes,
+            resend_after_s=config.uplink.resend_after_s,
+        )
+        self._next_commit_ns = clock.monotonic_ns()
+        self._next_purge_ns = clock.monotonic_ns()
+        self._announced = -1
+        self._observed: bytes | None = None
+        self._told = {"reconnects": 0, "resent": 0}
+
+    def step(self) -> None:
+        """Take samples, commit when it is time, read the hub's words, publish what may go."""
+        self._intake.poll()
+        now_ns = self._clock.monotonic_ns()
+        due = now_ns >= self._next_commit_ns
+        try:
+            if due or self._intake.commit_is_due:
+                self._commit()
+            self._listen()
+            self._publish()
+            if due:
+                self._next_commit_ns = max(
+                    self._next_commit_ns + round(self._config.outbox.commit_interval_s * NS_PER_S), now_ns
+                )
+                self._tick(now_ns)
+        except OutboxError as e:
+            # A lock, a full or a failing disk: the sensors go on, and the next step tries again.
+            self._log.error("outbox_failed", **self._labels, reason=str(e))
+
+    @property
+    def finished(self) -> bool:
+        return self._intake.finished
+
+    @property
+    def drained(self) -> bool:
+        return self._outbox.unacked_bytes() == 0
+
+    def close(self) -> None:
+        """Commit what is in the making, say good-bye, close the files."""
+        try:
+            accepted = self._intake.close()
+            if self._truth:
+                self._truth.add(accepted)
+                self._truth.close()
+        except OutboxError as e:
+            self._log.error("outbox_failed", **self._labels, reason=str(e))
+        if self._session.connected:
+            self._session.publish(node_topic(self.site, self.name, "status"), _status("offline"), retain=True)
+        self._session.close(timeout_s=1.0)
+        self._outbox.close()
+
+    def _commit(self) -> None:
+        accepted = self._intake.commit()
+        if self._truth:
+            self._truth.add(accepted)
+
+    def _listen(self) -> None:
+        try:
+            messages = self._session.poll(0.0)
+        except ConnectionFailed as e:
+            self._log.error("mqtt_refused", **self._labels, reason=str(e))
+            return
+        for message in messages:
+            try:
+                self._hear(message)
+            except WireError as e:
+                self._telemetry.counter("infomae_messages_refused_total").labels(**self._labels, reason=e.reason).inc()
+                self._log.warning("message_refused", **self._labels, topic=message.topic, reason=str(e))
+
+    def _hear(self, message: Message) -> None:
+        leaf = parse_topic(message.topic).leaf
+        if leaf == "ack":
+            result = self._uplink.handle_ack(message.payload)
+            for reason, count in result.refused.items():
+                known = f"hub_{reason}" if reason in REASONS else "hub_other"
+                self._telemetry.counter("infomae_chunks_dropped_total").labels(**self._labels, reason=known).inc(count)
+                self._log.error("records_refused_by_hub", **self._labels, reason=reason[:80], count=count)
+        elif leaf == "bundle/desired" and message.payload != self._outbox.get_state(DESIRED):
+            desired = load_json(message.payload)
+            if not isinstance(desired.get("version"), int) or not all(
+                isinstance(desired.get(key), str) for key in ("sha256", "url")
+            ):
+                raise WireError("a wanted bundle needs version, sha256 and url", reason="schema", where=message.topic)
+            # The detector reads it there; it has no connection of its own.
+            self._outbox.set_state(DESIRED, message.payload)
+            self._log.info("bundle_desired", **self._labels, version=desired["version"])
+
+    def _publish(self) -> None:
+        if not self._session.connected:
+            return
+        if self._announced != self._session.reconnects:
+            self._announce()
+        for record in self._uplink.due():
+            if not self._session.publish(record.topic, record.payload):
+                return
+            self._uplink.sent(record)
+
+    def _announce(self) -> None:
+        """After every connection anew: a broker without a store forgets what it retained."""
+        quality = self._clock_reader.read()
+        birth = {
+            "v": 1,
+            "streams": [spec.to_dict() for spec in self._intake.specs],
+            "version": __version__,
+            "clock": {
+                "source": quality.source,
+                "offset_ns": quality.offset_ns,
+                "uncertainty_ns": quality.uncertainty_ns,
+                "synchronised": quality.synchronised,
+            },
+        }
+        connection = self._session.reconnects
+        said = self._session.publish(self._topic("birth"), json.dumps(birth).encode(), retain=True)
+        if said and self._session.publish(self._topic("status"), _status("online"), retain=True):
+            self._announced, self._observed = connection, None
+
+    def _tick(self, now_ns: int) -> None:
+        observed = self._outbox.get_state(OBSERVED)
+        if (
+            self._session.connected
+            and observed is not None
+            and observed != self._observed
+            and self._session.publish(self._topic("bundle/observed"), observed, retain=True)
+        ):
+            self._observed = observed
+        if now_ns >= self._next_purge_ns:
+            self._next_purge_ns = now_ns + PURGE_EVERY_NS
+            self._outbox.purge(self._config.outbox.keep_s)
+        self._measure()
+
+    def _measure(self) -> None:
+        quality, oldest_ns = self._clock_reader.read(), self._outbox.oldest_unacked_ns()
+        waited_s = 0.0 if oldest_ns is None else max(self._clock.now_ns() - oldest_ns, 0) / NS_PER_S
+        for name, value in (
+            ("infomae_clock_offset_seconds", quality.offset_ns / NS_PER_S),
+            ("infomae_clock_uncertainty_seconds", quality.uncertainty_ns / NS_PER_S),
+            ("infomae_clock_synchronized", float(quality.synchronised)),
+            ("infomae_outbox_bytes", float(self._outbox.unacked_bytes())),
+            ("infomae_outbox_oldest_seconds", waited_s),
+            ("infomae_mqtt_connected", float(self._session.connected)),
+        ):
+            self._telemetry.gauge(name).labels(**self._labels).set(value)
+        for name, key, total in (
+            ("infomae_mqtt_reconnects_total", "reconnects", self._session.reconnects),
+            ("infomae_records_resent_total", "resent", self._uplink.resent),
+        ):
+            self._telemetry.counter(name).labels(**self._labels).inc(total - self._told[key])
+            self._told[key] = total
+
+    def _open_truth_log(self) -> TruthLog | None:
+        if not self._config.truth_log_dir:
+            return None
+        return TruthLog(truth_log_path(self._config, self.name), self._outbox, site=self.site, node=self.name)
+
+    def _topic(self, leaf: str) -> str:
+        return node_topic(self.site, self.name, leaf)
+
+
+def _status(state: str) -> bytes:
+    return json.dumps({"v": 1, "state": state}).encode()
+
+
+def truth_log_path(config: NodeConfig, node: str) -> Path:
+    """Where the truth log of `node` stands when `truth_log_dir` is set."""
+    return config.path(config.truth_log_dir) / f"{node}.jsonl"

@@ -1,0 +1,102 @@
+"""Which records to publish now, and what an acknowledgement means. Knows no broker; deletes on nothing but an ack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from infomae_stream.clock import NS_PER_S, Clock
+from infomae_stream.outbox import Outbox, Record
+from infomae_stream.wire import decode_ack
+
+MAX_BACKOFF: Final = 6  # a record that stays without ack is sent again ever more rarely, up to this many times rarer
+
+
+@dataclass(slots=True)
+class _Sent:
+    size: int
+    again_ns: int
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class AckResult:
+    """acknowledged: records this ack took off. refused: how many of the hub's refusals there were, by reason."""
+
+    acknowledged: int
+    refused: dict[str, int]
+
+
+class Uplink:
+    """In flight are records that were published and not yet acknowledged, at most `max_inflight_bytes` of them."""
+
+    def __init__(self, outbox: Outbox, clock: Clock, *, max_inflight_bytes: int, resend_after_s: float) -> None:
+        self._outbox = outbox
+        self._clock = clock
+        self._max_inflight_bytes = max_inflight_bytes
+        self._resend_after_ns = round(resend_after_s * NS_PER_S)
+        self._inflight: dict[int, _Sent] = {}
+        self._newest = 0  # every record up to here has been in flight, but for those of _offered
+        self._offered: set[int] = set()  # given out by `due`, and not (yet) taken by the session
+        self.inflight_bytes = 0
+        self.resent = 0
+
+    def due(self) -> list[Record]:
+        """Records to publish now, overdue ones first; tell each with `sent` once the session has taken it.
+
+        Raises OutboxError when the outbox cannot be read.
+        """
+        records = self._overdue()
+        room = self._max_inflight_bytes - self.inflight_bytes
+        if room <= 0:
+            return records
+        self._newest = min((self._newest + 1, *self._offered)) - 1
+        # `pending` gives at least one, so that a record above the limit still goes, alone.
+        fresh = [
+            r
+            for r in self._outbox.pending(room, after_seq=self._newest)
+            if r.seq not in self._inflight and (len(r.payload) <= room or not self._inflight)
+        ]
+        self._offered = {r.seq for r in fresh}
+        self._newest = max((self._newest, *self._offered))
+        return records + fresh
+
+    def sent(self, record: Record) -> None:
+        """The session has taken `record`."""
+        sent = self._inflight.get(record.seq)
+        if sent is None:
+            sent = self._inflight[record.seq] = _Sent(len(record.payload), 0, 0)
+            self.inflight_bytes += sent.size
+        else:
+            self.resent += 1
+        sent.again_ns = self._clock.monotonic_ns() + self._resend_after_ns * min(2**sent.times, MAX_BACKOFF)
+        sent.times += 1
+        self._offered.discard(record.seq)
+
+    def handle_ack(self, payload: bytes) -> AckResult:
+        """D4. Raises WireError for garbage, OutboxError or OutboxFull when the outbox cannot be written.
+
+        An ack for another epoch (an older outbox of this node) changes nothing.
+        """
+        ack = decode_ack(payload)
+        acknowledged = self._outbox.acknowledge(ack)
+        if ack.epoch != self._outbox.epoch:
+            return AckResult(0, {})
+        refused: dict[str, int] = {}
+        ranges = [*ack.durable, *((first, last) for first, last, _ in ack.refused)]
+        for first, last, reason in ack.refused:
+            refused[reason] = refused.get(reason, 0) + last - first + 1
+        for seq in [s for s in self._inflight if any(first <= s <= last for first, last in ranges)]:
+            self.inflight_bytes -= self._inflight.pop(seq).size
+        return AckResult(acknowledged, refused)
+
+    def _overdue(self) -> list[Record]:
+        now_ns = self._clock.monotonic_ns()
+        records = []
+        for seq in sorted(seq for seq, sent in self._inflight.items() if sent.again_ns <= now_ns):
+            record = self._outbox.record(seq)
+            if record is None:  # acknowledged by way of another process or a restart
+                self.inflight_bytes -= self._inflight.pop(seq).size
+            else:
+                records.append(record)
+        return records

@@ -1,0 +1,173 @@
+"""The MQTT session over real brokers: both protocols, losses of the broker, slow consumers, refusals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infomae_stream.errors import ConfigError, ConnectionFailed
+from infomae_stream.node_config import MqttSettings
+from infomae_stream.session import Message, MqttSession
+from tests.brokers import Broker, free_port, wait_until
+
+
+@pytest.fixture(params=["mosquitto", "amqtt"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
+    made = Broker(request.param, tmp_path).start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Broker]:
+    made = Broker("mosquitto", tmp_path).start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def sessions() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def connect(stack: ExitStack, port: int, client_id: str, **options: Any) -> MqttSession:
+    session = MqttSession(MqttSettings(port=port), client_id, **options)
+    session.start()
+    stack.callback(session.close)
+    wait_until(lambda: session.connected, what="connection")
+    return session
+
+
+def receive(session: MqttSession, n: int, timeout_s: float = 15.0) -> list[Message]:
+    got: list[Message] = []
+
+    def enough() -> bool:
+        got.extend(session.poll(0.1))
+        return len(got) >= n
+
+    wait_until(enough, timeout_s, what=f"{n} messages")
+    return got
+
+
+def test_messages_arrive_in_order(broker: Broker, sessions: ExitStack) -> None:
+    hub = connect(sessions, broker.port, "hub", subscriptions=[("x/#", 1)])
+    node = connect(sessions, broker.port, "node")
+    assert hub.protocol == ("5" if broker.kind == "mosquitto" else "3.1.1")
+    for i in range(300):
+        assert node.publish(f"x/{i % 3}", str(i).encode())
+    got = receive(hub, 300)
+    assert [int(m.payload) for m in got] == list(range(300))
+    wait_until(lambda: node.inflight_bytes == 0, what="the broker's acknowledgements")
+
+
+def test_a_killed_broker_is_met_again_and_subscribed_anew(broker: Broker, sessions: ExitStack) -> None:
+    hub = connect(sessions, broker.port, "hub", subscriptions=[("x/#", 1)])
+    node = connect(sessions, broker.port, "node")
+    broker.kill()
+    wait_until(lambda: not hub.connected and not node.connected, what="noticing the loss")
+    assert node.publish("x/while-away", b"1")  # waits in the session
+    broker.start()
+    wait_until(lambda: hub.connected and node.connected, what="reconnection")
+
+    # The waiting message may be there before the hub has subscribed again; later ones must arrive.
+    def arrived() -> bool:
+        node.publish("x/after", b"2")
+        return any(m.topic == "x/after" for m in hub.poll(0.2))
+
+    wait_until(arrived, what="a message after the restart")
+    assert hub.reconnects == 1 and node.reconnects == 1
+
+
+def test_the_will_is_published_for_a_killed_process_and_not_after_close(
+    broker: Broker, sessions: ExitStack
+) -> None:
+    hub = connect(sessions, broker.port, "hub", subscriptions=[("status/#", 1)])
+    program = f"""
+from infomae_stream.session import MqttSession
+from infomae_stream.node_config import MqttSettings
+s = MqttSession(MqttSettings(port={broker.port}), "node", will=("status/node", b"offline", True))
+s.start()
+while not s.connected:
+    s.poll(0.05)
+print("connected", flush=True)
+s.poll(100)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"connected\n"
+        process.kill()
+    assert receive(hub, 1)[0] == Message("status/node", b"offline", False)
+
+    polite = connect(sessions, broker.port, "polite", will=("status/polite", b"offline", True))
+    polite.publish("status/polite", b"good-bye", retain=True)
+    polite.close()
+    connect(sessions, broker.port, "marker").publish("status/marker", b"")
+    got = receive(hub, 2)
+    assert [(m.topic, m.payload) for m in got] == [("status/polite", b"good-bye"), ("status/marker", b"")]
+
+
+def test_retained_messages_reach_late_subscribers(broker: Broker, sessions: ExitStack) -> None:
+    connect(sessions, broker.port, "early").publish("x/birth", b"here", retain=True)
+    late = connect(sessions, broker.port, "late", subscriptions=[("x/#", 1)])
+    wait_until(lambda: late.connected)
+    assert receive(late, 1) == [Message("x/birth", b"here", True)]
+
+
+def test_a_slow_consumer_stops_the_reading_and_loses_nothing(mosquitto: Broker, sessions: ExitStack) -> None:
+    slow = connect(sessions, mosquitto.port, "slow", subscriptions=[("x", 1)], max_incoming_bytes=50_000)
+    node = connect(sessions, mosquitto.port, "node")
+    for i in range(400):
+        assert node.publish("x", i.to_bytes(4, "big") + bytes(10_000))
+    wait_until(lambda: slow.pauses > 0, what="a pause in reading")
+    wait_until(lambda: node.inflight_bytes == 0, what="the broker taking all")
+    assert slow._incoming_bytes < 200_000  # bounded, although 4 MB wait at the broker
+    got = receive(slow, 400)
+    assert [int.from_bytes(m.payload[:4], "big") for m in got] == list(range(400))
+
+
+def test_the_outgoing_queue_is_bounded(sessions: ExitStack) -> None:
+    session = MqttSession(MqttSettings(port=free_port()), "node", max_outgoing_bytes=1000)
+    session.start()
+    sessions.callback(session.close)
+    assert session.publish("x", bytes(600))
+    assert not session.publish("x", bytes(600))
+    assert session.inflight_bytes == 600
+
+
+def test_a_refused_password_surfaces_in_the_consumer_and_trying_goes_on(
+    tmp_path: Path, sessions: ExitStack
+) -> None:
+    passwords = tmp_path / "passwords"
+    passwords.write_text("", encoding="utf-8")
+    broker = Broker("mosquitto", tmp_path, f"allow_anonymous false\npassword_file {passwords}").start()
+    sessions.callback(broker.stop)
+    session = MqttSession(MqttSettings(port=broker.port, username="node"), "node")
+    session.start()
+    sessions.callback(session.close)
+    for _ in range(2):
+        with pytest.raises(ConnectionFailed, match="refuses 'node'"):
+            wait_until(lambda: session.poll(0.5))
+
+
+def test_an_unreadable_password_file_is_a_config_error(tmp_path: Path) -> None:
+    settings = MqttSettings(username="node", password_file="nowhere")
+    with pytest.raises(ConfigError, match=r"mqtt\.password_file"):
+        MqttSession(settings, "node", base_dir=tmp_path)
+
+
+def test_the_broker_command_refuses_the_network_without_being_told() -> None:
+    command = [sys.executable, "-m", "infomae_stream.cli", "broker", "run", "--host", "0.0.0.0", "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 78
+    assert "--allow-anonymous-network" in ended.stderr
+
+
+def test_the_embedded_broker_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
+    broker = Broker("amqtt", tmp_path).start()
+    assert broker.stop() == 0
