@@ -1,0 +1,241 @@
+"""The lake: Delta tables that several processes write and read (columns in `schemas.py`, durability in `delta_log.py`).
+
+A write is durable when its method returns (D2), and may be repeated after any failure: what is already there, also
+from a commit that reported failure and landed, is not written again. One object belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from infomae_stream.clock import Clock, SystemClock
+from infomae_stream.errors import LakeError
+from infomae_stream.types import Chunk, Detection, Gap, Pair, StreamId
+from storage.delta_log import DeltaLog
+from storage.identities import IdentityIndex, OutboxKey
+from storage.rows import LabelInterval, chunk_rows, detection_rows, gap_rows, label_rows, pair_rows
+from storage.schemas import RECORD_TABLES, TABLES
+from storage.segments import identity_ranges, live_files, remove_segments, write_segments
+
+_MAX_CONFLICTS: Final = 50
+_INDEXED: Final = (*RECORD_TABLES, "quarantine")
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a batch came to; `versions` has the tables that got a new version."""
+
+    written: int
+    duplicates: int
+    versions: dict[str, int]
+
+
+class Lake:
+    """Makes the tables that are missing. Raises LakeError when the folder cannot be used."""
+
+    def __init__(self, path: Path, clock: Clock | None = None) -> None:
+        self.path = Path(path)
+        self._clock = clock or SystemClock()
+        self._logs = {name: DeltaLog(self.path / name) for name in TABLES}
+        self._index = IdentityIndex()
+        self._indexed_to = dict.fromkeys(_INDEXED, -1)
+        try:
+            for name, log in self._logs.items():
+                log.create(TABLES[name], self._clock.now_ns())
+                log.drop_torn_checkpoint()
+        except OSError as e:
+            raise LakeError(f"cannot make the tables: {e.strerror}", where=str(self.path)) from e
+
+    def table_path(self, table: str) -> Path:
+        return self.path / table
+
+    def version(self, table: str) -> int:
+        """The newest version of a table; a new table has 0."""
+        return self._log(table).version()
+
+    def versions(self) -> dict[str, int]:
+        """The newest version of every table: what a training run's lineage keeps."""
+        return {name: log.version() for name, log in self._logs.items()}
+
+    def added_files(self, table: str, from_version: int, to_version: int) -> list[Path]:
+        """Files with rows that are new in (from_version, to_version]; rewritten old rows are not among them."""
+        actions = self._log(table).actions(from_version + 1, to_version)
+        adds = [a["add"] for a in actions if "add" in a]
+        return [self.path / table / add["path"] for add in adds if add["dataChange"]]
+
+    def size(self) -> tuple[int, int]:
+        """(bytes, files) of everything below the lake's folder, logs and dead letters too."""
+        total, files = 0, 0
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                with suppress(FileNotFoundError):  # a temporary of another writer
+                    total += os.stat(os.path.join(folder, name)).st_size
+                    files += 1
+        return total, files
+
+    def append_chunks(self, chunks: Sequence[Chunk], received_ns: int) -> Committed:
+        return self.commit_batch(chunks, (), (), received_ns)
+
+    def append_gaps(self, gaps: Sequence[Gap], received_ns: int) -> Committed:
+        return self.commit_batch((), gaps, (), received_ns)
+
+    def append_detections(self, detections: Sequence[Detection], received_ns: int) -> Committed:
+        return self.commit_batch((), (), detections, received_ns)
+
+    def commit_batch(
+        self, chunks: Sequence[Chunk], gaps: Sequence[Gap], detections: Sequence[Detection], received_ns: int
+    ) -> Committed:
+        """One commit a table that gets something. Identities that the lake has, or that come twice, are left out.
+
+        Raises LakeError when the disk refuses; some of the tables may then be committed. Call again with the same.
+        """
+        written, versions = 0, {}
+        for name, records, rows in (
+            ("chunks", chunks, chunk_rows),
+            ("gaps", gaps, gap_rows),
+            ("detections", detections, detection_rows),
+        ):
+            count = self._append_new(name, records, partial(rows, received_ns=received_ns)) if records else 0
+            if count:
+                versions[name] = self._indexed_to[name]
+                written += count
+        return Committed(written, len(chunks) + len(gaps) + len(detections) - written, versions)
+
+    def known_identities(self) -> IdentityIndex:
+        """Identities that are durable in any table, all writers' commits up to now among them. Raises LakeError."""
+        self._refresh_index()
+        return self._index
+
+    def quarantine(self, identities: Iterable[tuple[str, str, str, int]], reason: str) -> None:
+        """Hide these (site, node, epoch, seq) from every reader, for good; their rows stay as evidence."""
+        now_ns = self._clock.now_ns()
+        names = TABLES["quarantine"].schema.names
+        rows = [dict(zip(names, (*identity, reason, now_ns), strict=True)) for identity in sorted(set(identities))]
+        if rows:
+            self._append("quarantine", lambda _: pa.Table.from_pylist(rows, schema=TABLES["quarantine"].schema))
+        for row in rows:
+            self._index.add((row["site"], row["node"], row["epoch"]), row["seq"], row["seq"])
+
+    def upsert_pairs(self, pairs: Sequence[Pair]) -> int:
+        """Write pairs that are new or judged differently than before; return how many. Key: site, start_ns, streams.
+
+        Readers see the newest judgement of a key, and not a narrower key (a lone window's "no_partner") once a wider
+        one of the same site and start holds all its streams.
+        """
+        from storage.query import read_judgements  # here, because ingest shall not carry DuckDB's memory
+
+        def build(version: int) -> pa.Table:
+            given = {(p.site, p.start_ns, p.streams): p for p in pairs}
+            known = read_judgements(self, sorted({(p.site, p.start_ns) for p in given.values()}), version=version)
+            return pair_rows([p for key, p in given.items() if known.get(key) != p], version + 1)
+
+        return self._append("pairs", build) if pairs else 0
+
+    def append_labels(self, labels: Sequence[LabelInterval]) -> int:
+        """Write labels that are not there yet, letter by letter; return how many."""
+        from storage.query import read_labels
+
+        def build(version: int) -> pa.Table:
+            known = set(read_labels(self, version=version))
+            return label_rows([label for label in dict.fromkeys(labels) if label not in known])
+
+        return self._append("labels", build) if labels else 0
+
+    def append_run(self, run: dict[str, Any]) -> int:
+        """Write a training run: `run_id`, `ended_ns`, `outcome` and anything that JSON takes; the same id once only."""
+        from storage.query import read_runs
+
+        def build(version: int) -> pa.Table:
+            new = run["run_id"] not in {r["run_id"] for r in read_runs(self, version=version)}
+            row = {**{n: run[n] for n in ("run_id", "ended_ns", "outcome")}, "body": json.dumps(run, default=str)}
+            return pa.Table.from_pylist([row] if new else [], schema=TABLES["runs"].schema)
+
+        return self._append("runs", build)
+
+    def _append_new(self, name: str, records: Sequence[Any], build: Callable[[Sequence[Any]], pa.Table]) -> int:
+        """Append the records whose identity is new. The index is exact at `version`, because a commit needs it so."""
+        taken: list[tuple[OutboxKey, int]] = []
+
+        def rows(_: int) -> pa.Table:
+            taken.clear()
+            new = []
+            for record in records:
+                key = outbox_key(record)
+                if (*key, record.seq) not in self._index and (key, record.seq) not in seen:
+                    seen.add((key, record.seq))
+                    taken.append((key, record.seq))
+                    new.append(record)
+            seen.clear()
+            return build(new)
+
+        seen: set[tuple[OutboxKey, int]] = set()
+        self._refresh_index()
+        written = self._append(name, rows)
+        for key, seq in taken:
+            self._index.add(key, seq, seq)
+        return written
+
+    def _append(self, name: str, build: Callable[[int], pa.Table]) -> int:
+        """Commit `build(version)`, built anew whenever another writer was quicker; return the number of rows."""
+        log, layout = self._log(name), TABLES[name]
+        for _ in range(_MAX_CONFLICTS):
+            version, now_ns = log.version(), self._clock.now_ns()
+            if name in _INDEXED:
+                self._refresh_index()
+                version = self._indexed_to[name]
+            rows = build(version)
+            if rows.num_rows == 0:
+                return 0
+            try:
+                adds = write_segments(log.table, layout, rows, now_ns)
+                done = log.commit_or_clear(version + 1, adds, now_ns)
+            except OSError as e:
+                raise LakeError(f"cannot write: {e.strerror or e}", where=str(log.table)) from e
+            if done:
+                self._after_commit(name, version + 1)
+                return int(rows.num_rows)
+            remove_segments(log.table, adds)
+        raise LakeError(f"{_MAX_CONFLICTS} commits in a row lost the race", where=str(log.table), fix="fewer writers")
+
+    def _after_commit(self, name: str, version: int) -> None:
+        if name in self._indexed_to:
+            self._indexed_to[name] = version
+        self._logs[name].checkpoint_quietly(version)
+
+    def _refresh_index(self) -> None:
+        """Take in what all writers committed since the last look, after making sure that it is durable."""
+        try:
+            for name, done in self._indexed_to.items():
+                log = self._logs[name]
+                version = log.version()
+                if version == done:
+                    continue
+                log.sync()
+                files = live_files(log.table, version) if done < 0 else self.added_files(name, done, version)
+                for file in files:
+                    for key, first, last in identity_ranges(file):
+                        self._index.add(key, first, last)
+                self._indexed_to[name] = version
+        except (OSError, ValueError) as e:
+            raise LakeError(f"cannot read the identities: {e}", where=str(self.path)) from e
+
+    def _log(self, table: str) -> DeltaLog:
+        if table not in self._logs:
+            raise LakeError(f"no table {table!r}", where=str(self.path), fix=f"known: {', '.join(TABLES)}")
+        return self._logs[table]
+
+
+def outbox_key(record: Chunk | Gap | Detection) -> OutboxKey:
+    if isinstance(record, Detection):
+        return record.site, record.node, record.epoch
+    stream: StreamId = record.spec.id if isinstance(record, Chunk) else record.stream
+    return stream.site, stream.node, record.epoch

@@ -1,0 +1,208 @@
+"""Core types into rows of the lake's tables, and back."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from infomae_stream.clock import NS_PER_S
+from infomae_stream.errors import DataError, LakeError
+from infomae_stream.types import Chunk, ClockQuality, Detection, Gap, Pair, StreamId, StreamSpec, check_id
+from infomae_stream.wire import chunk_crc32, encode_detection, encode_gap
+from storage.schemas import TABLES
+
+_EPOCH = datetime.date(1970, 1, 1)
+PURPOSES = ("train", "evaluate")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelInterval:
+    """Somebody says: this node saw `label` in [start_ns, end_ns). `purpose`: what the label may be used for."""
+
+    site: str
+    node: str
+    start_ns: int
+    end_ns: int
+    label: str
+    purpose: str = "train"
+
+    def __post_init__(self) -> None:
+        for value, what in ((self.site, "site"), (self.node, "node"), (self.label, "label")):
+            check_id(value, what)
+        if self.purpose not in PURPOSES:
+            raise DataError(f"purpose {self.purpose!r} is unknown", fix=f"known: {', '.join(PURPOSES)}")
+        if not 0 <= self.start_ns < self.end_ns < 2**62:
+            raise DataError(f"[{self.start_ns}, {self.end_ns}) is not an interval", where=f"{self.site}/{self.node}")
+
+
+def chunk_rows(chunks: Sequence[Chunk], received_ns: int) -> pa.Table:
+    return _table("chunks", chunks, lambda chunk: _chunk_row(chunk, received_ns))
+
+
+def gap_rows(gaps: Sequence[Gap], received_ns: int) -> pa.Table:
+    return _table("gaps", gaps, lambda gap: _gap_row(gap, received_ns))
+
+
+def detection_rows(detections: Sequence[Detection], received_ns: int) -> pa.Table:
+    return _table("detections", detections, lambda detection: _detection_row(detection, received_ns))
+
+
+def record_rows(record: Chunk | Gap | Detection, received_ns: int) -> pa.Table:
+    """One row. Raises ValueError, TypeError or OverflowError for a value that the table's types cannot hold."""
+    if isinstance(record, Chunk):
+        return chunk_rows([record], received_ns)
+    return gap_rows([record], received_ns) if isinstance(record, Gap) else detection_rows([record], received_ns)
+
+
+def pair_rows(pairs: Sequence[Pair], revision: int) -> pa.Table:
+    return _table("pairs", pairs, lambda pair: {**pair_content(pair), "revision": revision})
+
+
+def label_rows(labels: Sequence[LabelInterval]) -> pa.Table:
+    return _table("labels", labels, lambda label: {n: getattr(label, n) for n in TABLES["labels"].schema.names})
+
+
+def record_crc32(record: Chunk | Gap | Detection) -> int:
+    """What tells two records of one identity apart: the samples' checksum, or that of the encoded record."""
+    if isinstance(record, Chunk):
+        return chunk_crc32(record)
+    return zlib.crc32(encode_gap(record) if isinstance(record, Gap) else encode_detection(record))
+
+
+def pair_content(pair: Pair) -> dict[str, Any]:
+    return {
+        "site": pair.site,
+        "start_ns": pair.start_ns,
+        "streams": [str(stream) for stream in pair.streams],
+        "modalities": list(pair.modalities),
+        "coverage": float(pair.coverage),
+        "lag_ns": pair.lag_ns,
+        "uncertainty_ns": pair.uncertainty_ns,
+        "reason": pair.reason,
+    }
+
+
+def chunk_from(row: Mapping[str, Any]) -> Chunk:
+    """Raises LakeError when a row does not hold a valid chunk."""
+    try:
+        dtype = np.dtype(row["dtype"]).newbyteorder("<")
+        times = row["times"]
+        return Chunk(
+            spec=spec_from(row),
+            epoch=row["epoch"],
+            seq=row["seq"],
+            start_ns=row["start_ns"],
+            samples_CN=_native(row["samples"], dtype).reshape(len(row["channels"]), row["n_samples"]),
+            clock=ClockQuality(
+                source=row["clock_source"],
+                offset_ns=row["clock_offset_ns"],
+                uncertainty_ns=row["clock_uncertainty_ns"],
+                synchronised=row["clock_synchronised"],
+                boot_id=row["clock_boot_id"],
+                monotonic_ns=row["clock_monotonic_ns"],
+            ),
+            times_ns=None if times is None else _native(times, np.dtype("<i8")),
+            accepted_ns=row["accepted_ns"],
+        )
+    except (DataError, ValueError, TypeError) as e:
+        raise LakeError(
+            f"a chunk's row is not valid: {e}", where=f"{row['site']}/{row['node']} seq {row['seq']}"
+        ) from e
+
+
+def spec_from(row: Mapping[str, Any]) -> StreamSpec:
+    return StreamSpec(
+        id=StreamId(row["site"], row["node"], row["stream"]),
+        kind=row["kind"],
+        rate_hz=row["rate_hz"],
+        channels=tuple(row["channels"]),
+        units=tuple(row["units"]),
+        sensitivity=tuple(row["sensitivity"]),
+        modality=row["modality"],
+        seed_id=row["seed_id"],
+    )
+
+
+def gap_from(row: Mapping[str, Any]) -> Gap:
+    stream = StreamId(row["site"], row["node"], row["stream"])
+    return Gap(stream, row["epoch"], row["seq"], row["start_ns"], row["end_ns"], row["reason"], row["n_samples"])
+
+
+def detection_from(row: Mapping[str, Any]) -> Detection:
+    plain = {n: row[n] for n in Detection.__dataclass_fields__ if n not in ("scores", "modalities")}
+    return Detection(**plain, scores=json.loads(row["scores"]), modalities=tuple(row["modalities"]))
+
+
+def pair_from(row: Mapping[str, Any]) -> Pair:
+    return Pair(
+        site=row["site"],
+        start_ns=row["start_ns"],
+        streams=tuple(StreamId(*text.split("/")) for text in row["streams"]),
+        modalities=tuple(row["modalities"]),
+        coverage=row["coverage"],
+        lag_ns=row["lag_ns"],
+        uncertainty_ns=row["uncertainty_ns"],
+        reason=row["reason"],
+    )
+
+
+def label_from(row: Mapping[str, Any]) -> LabelInterval:
+    return LabelInterval(**{n: row[n] for n in LabelInterval.__dataclass_fields__})
+
+
+def _chunk_row(chunk: Chunk, received_ns: int) -> dict[str, Any]:
+    spec, samples = chunk.spec, chunk.samples_CN
+    return {
+        **_stream_columns(spec.id),
+        "epoch": chunk.epoch,
+        "seq": chunk.seq,
+        "start_ns": chunk.start_ns,
+        "end_ns": chunk.end_ns,
+        "n_samples": chunk.n_samples,
+        "crc32": chunk_crc32(chunk),
+        "modality": spec.modality,
+        "rate_hz": spec.rate_hz,
+        "channels": spec.channels,
+        "units": spec.units,
+        "sensitivity": spec.sensitivity,
+        "seed_id": spec.seed_id,
+        **{f"clock_{n}": getattr(chunk.clock, n) for n in ClockQuality.__dataclass_fields__},
+        "accepted_ns": chunk.accepted_ns,
+        "received_ns": received_ns,
+        "dtype": samples.dtype.name,
+        "samples": np.ascontiguousarray(samples, dtype=samples.dtype.newbyteorder("<")).tobytes(),
+        "times": None if chunk.times_ns is None else np.ascontiguousarray(chunk.times_ns, dtype="<i8").tobytes(),
+        "day": _EPOCH + datetime.timedelta(days=chunk.start_ns // (86_400 * NS_PER_S)),
+        "kind": spec.kind,
+    }
+
+
+def _gap_row(gap: Gap, received_ns: int) -> dict[str, Any]:
+    plain = {n: getattr(gap, n) for n in ("epoch", "seq", "start_ns", "end_ns", "n_samples", "reason")}
+    return {**_stream_columns(gap.stream), **plain, "crc32": record_crc32(gap), "received_ns": received_ns}
+
+
+def _detection_row(detection: Detection, received_ns: int) -> dict[str, Any]:
+    row = {n: getattr(detection, n) for n in Detection.__dataclass_fields__}
+    row |= {"scores": json.dumps(detection.scores), "modalities": list(detection.modalities)}
+    return row | {"crc32": record_crc32(detection), "received_ns": received_ns}
+
+
+def _stream_columns(stream: StreamId) -> dict[str, str]:
+    return {"site": stream.site, "node": stream.node, "stream": stream.stream}
+
+
+def _native(data: bytes, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    return np.frombuffer(data, dtype=dtype).astype(dtype.newbyteorder("="), copy=False)
+
+
+def _table(name: str, records: Sequence[R], row: Callable[[R], Mapping[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist([row(record) for record in records], schema=TABLES[name].schema)

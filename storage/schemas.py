@@ -1,0 +1,147 @@
+"""The tables of the lake: their columns, how they are cut into folders, how rows lie in a segment.
+
+Times are int64 nanoseconds UTC. Partition columns (`day`, `kind`) stand in the folder's name and not in the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+_IDENTITY = [("site", pa.string()), ("node", pa.string())]
+_STREAM_IDENTITY = [*_IDENTITY, ("stream", pa.string())]
+_RECORD = [("epoch", pa.string()), ("seq", pa.int64())]
+
+# One row a chunk. `samples`: C x N values, row-major, little-endian, of type `dtype`; `times`: N int64, or null.
+CHUNKS: Final = pa.schema(
+    [
+        *_STREAM_IDENTITY,
+        *_RECORD,
+        ("start_ns", pa.int64()),
+        ("end_ns", pa.int64()),
+        ("n_samples", pa.int64()),
+        ("crc32", pa.int64()),
+        ("modality", pa.string()),
+        ("rate_hz", pa.float64()),
+        ("channels", pa.list_(pa.string())),
+        ("units", pa.list_(pa.string())),
+        ("sensitivity", pa.list_(pa.float64())),
+        ("seed_id", pa.string()),
+        ("clock_source", pa.string()),
+        ("clock_offset_ns", pa.int64()),
+        ("clock_uncertainty_ns", pa.int64()),
+        ("clock_synchronised", pa.bool_()),
+        ("clock_boot_id", pa.string()),
+        ("clock_monotonic_ns", pa.int64()),
+        ("accepted_ns", pa.int64()),
+        ("received_ns", pa.int64()),
+        ("dtype", pa.string()),
+        ("samples", pa.binary()),
+        ("times", pa.binary()),
+        ("day", pa.date32()),
+        ("kind", pa.string()),
+    ]
+)
+
+GAPS: Final = pa.schema(
+    [
+        *_STREAM_IDENTITY,
+        *_RECORD,
+        ("start_ns", pa.int64()),
+        ("end_ns", pa.int64()),
+        ("n_samples", pa.int64()),
+        ("crc32", pa.int64()),
+        ("reason", pa.string()),
+        ("received_ns", pa.int64()),
+    ]
+)
+
+# `scores` is a JSON object: class -> probability.
+DETECTIONS: Final = pa.schema(
+    [
+        *_IDENTITY,
+        *_RECORD,
+        ("start_ns", pa.int64()),
+        ("end_ns", pa.int64()),
+        ("crc32", pa.int64()),
+        ("label", pa.string()),
+        ("scores", pa.string()),
+        ("modalities", pa.list_(pa.string())),
+        ("bundle_version", pa.int64()),
+        ("bundle_sha256", pa.string()),
+        ("received_ns", pa.int64()),
+    ]
+)
+
+# `streams` are "site/node/stream", sorted as their modalities are. `revision` grows when a pair is judged anew.
+PAIRS: Final = pa.schema(
+    [
+        ("site", pa.string()),
+        ("start_ns", pa.int64()),
+        ("streams", pa.list_(pa.string())),
+        ("modalities", pa.list_(pa.string())),
+        ("coverage", pa.float64()),
+        ("lag_ns", pa.int64()),
+        ("uncertainty_ns", pa.int64()),
+        ("reason", pa.string()),
+        ("revision", pa.int64()),
+    ]
+)
+
+LABELS: Final = pa.schema(
+    [
+        *_IDENTITY,
+        ("start_ns", pa.int64()),
+        ("end_ns", pa.int64()),
+        ("label", pa.string()),
+        ("purpose", pa.string()),
+    ]
+)
+
+# One row a training run; `body` is what the aligner wrote about it, as JSON.
+RUNS: Final = pa.schema(
+    [("run_id", pa.string()), ("ended_ns", pa.int64()), ("outcome", pa.string()), ("body", pa.string())]
+)
+
+# Identities that came twice with different bytes. Their rows stay where they are, and no reader sees them.
+QUARANTINE: Final = pa.schema([*_IDENTITY, *_RECORD, ("reason", pa.string()), ("found_ns", pa.int64())])
+
+
+@dataclass(frozen=True, slots=True)
+class TableLayout:
+    """`sort_by`: order of rows in a segment. `stats`: columns whose least and greatest value the log tells."""
+
+    schema: pa.Schema
+    partition_by: tuple[str, ...]
+    sort_by: tuple[str, ...]
+    stats: tuple[str, ...]
+    row_group_rows: int = 128
+
+    @property
+    def file_schema(self) -> pa.Schema:
+        """Columns that stand in the Parquet files."""
+        return pa.schema([field for field in self.schema if field.name not in self.partition_by])
+
+
+_STREAM_ORDER = ("site", "node", "stream", "start_ns", "seq")
+_STREAM_STATS = ("site", "node", "stream", "epoch", "seq", "start_ns", "end_ns")
+
+TABLES: Final[dict[str, TableLayout]] = {
+    "chunks": TableLayout(CHUNKS, ("day", "kind"), _STREAM_ORDER, _STREAM_STATS),
+    "gaps": TableLayout(GAPS, (), _STREAM_ORDER, _STREAM_STATS, 1024),
+    "detections": TableLayout(
+        DETECTIONS,
+        (),
+        ("site", "node", "start_ns", "seq"),
+        ("site", "node", "epoch", "seq", "start_ns", "end_ns"),
+        1024,
+    ),
+    "pairs": TableLayout(PAIRS, (), ("site", "start_ns"), ("site", "start_ns"), 4096),
+    "labels": TableLayout(LABELS, (), ("site", "node", "start_ns"), ("site", "node", "start_ns"), 4096),
+    "runs": TableLayout(RUNS, (), ("ended_ns",), ("ended_ns",)),
+    "quarantine": TableLayout(QUARANTINE, (), ("site", "node", "seq"), ("site", "node", "epoch", "seq"), 1024),
+}
+# The tables whose rows have an identity of the wire: (site, node, epoch, seq).
+RECORD_TABLES: Final = ("chunks", "gaps", "detections")
