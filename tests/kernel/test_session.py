@@ -6,10 +6,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from infomae_stream.errors import ConfigError, ConnectionFailed
 from infomae_stream.node_config import MqttSettings
@@ -85,9 +91,7 @@ def test_a_killed_broker_is_met_again_and_subscribed_anew(broker: Broker, sessio
     assert hub.reconnects == 1 and node.reconnects == 1
 
 
-def test_the_will_is_published_for_a_killed_process_and_not_after_close(
-    broker: Broker, sessions: ExitStack
-) -> None:
+def test_the_will_is_published_for_a_killed_process_and_not_after_close(broker: Broker, sessions: ExitStack) -> None:
     hub = connect(sessions, broker.port, "hub", subscriptions=[("status/#", 1)])
     program = f"""
 from infomae_stream.session import MqttSession
@@ -140,9 +144,7 @@ def test_the_outgoing_queue_is_bounded(sessions: ExitStack) -> None:
     assert session.inflight_bytes == 600
 
 
-def test_a_refused_password_surfaces_in_the_consumer_and_trying_goes_on(
-    tmp_path: Path, sessions: ExitStack
-) -> None:
+def test_a_refused_password_surfaces_in_the_consumer_and_trying_goes_on(tmp_path: Path, sessions: ExitStack) -> None:
     passwords = tmp_path / "passwords"
     passwords.write_text("", encoding="utf-8")
     broker = Broker("mosquitto", tmp_path, f"allow_anonymous false\npassword_file {passwords}").start()
@@ -153,6 +155,55 @@ def test_a_refused_password_surfaces_in_the_consumer_and_trying_goes_on(
     for _ in range(2):
         with pytest.raises(ConnectionFailed, match="refuses 'node'"):
             wait_until(lambda: session.poll(0.5))
+
+
+def write_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that vouches for itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    (folder / "key.pem").write_bytes(private)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+# paho leaves the socket of a failed handshake to the garbage collector, which closes it with a warning.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_tls_carries_many_messages_and_a_stranger_is_not_trusted(tmp_path: Path, sessions: ExitStack) -> None:
+    certificate, key = write_certificate(tmp_path)
+    broker = Broker("mosquitto", tmp_path, f"certfile {certificate}\nkeyfile {key}").start()
+    sessions.callback(broker.stop)
+    settings = MqttSettings(port=broker.port, ca_file="cert.pem")
+    hub = MqttSession(settings, "hub", subscriptions=[("x", 1)], base_dir=tmp_path)
+    node = MqttSession(settings, "node", base_dir=tmp_path)
+    (tmp_path / "other").mkdir()
+    other, _ = write_certificate(tmp_path / "other")
+    stranger = MqttSession(MqttSettings(port=broker.port, ca_file=str(other)), "stranger")
+    for session in (hub, node, stranger):
+        session.start()
+        sessions.callback(session.close)
+    wait_until(lambda: hub.connected and node.connected, what="connection")
+    for i in range(200):
+        assert node.publish("x", i.to_bytes(4, "big") + bytes(5000))
+    got = receive(hub, 200)
+    assert [int.from_bytes(m.payload[:4], "big") for m in got] == list(range(200))
+    with pytest.raises(ConnectionFailed, match="certificate"):
+        wait_until(lambda: stranger.poll(0.5))
+    assert not stranger.connected
 
 
 def test_an_unreadable_password_file_is_a_config_error(tmp_path: Path) -> None:
