@@ -134,7 +134,7 @@ class Ingest:
         verdicts = self._judge()
         new = [_record(taken) for taken in verdicts.new]
         try:
-            self._store(new)
+            written = self._store(new)
         except (ValueError, TypeError, OverflowError) as e:
             if not self._give_up_unstorable():
                 raise LakeError(f"a batch does not fit the tables: {e}", where=str(self._lake.path)) from e
@@ -143,7 +143,8 @@ class Ingest:
         self._bury(verdicts)
         self._remember(verdicts)
         accepted_ns = [r.accepted_ns for r in new if isinstance(r, Chunk) and r.accepted_ns]
-        verdicts.counts["stored"] += len(new)
+        verdicts.counts["stored"] += written
+        verdicts.counts["duplicate"] += len(new) - written
         verdicts.counts["refused"] += len(verdicts.refused)
         self._pending, self._pending_bytes = [], 0
         return Outcome(
@@ -153,13 +154,15 @@ class Ingest:
             lag_s=(self._clock.now_ns() - max(accepted_ns)) / NS_PER_S if accepted_ns else None,
         )
 
-    def _store(self, records: Sequence[Chunk | Gap | Detection]) -> None:
-        self._lake.commit_batch(
+    def _store(self, records: Sequence[Chunk | Gap | Detection]) -> int:
+        """Return how many were written: another ingest may have been quicker with the rest."""
+        committed = self._lake.commit_batch(
             [r for r in records if isinstance(r, Chunk)],
             [r for r in records if isinstance(r, Gap)],
             [r for r in records if isinstance(r, Detection)],
             self._clock.now_ns(),
         )
+        return committed.written
 
     def _give_up_unstorable(self) -> bool:
         """Turn records that follow the wire's schema but not the tables' (half a Unicode pair) into refusals.

@@ -60,6 +60,7 @@ class Intake:
         self._put: list[tuple[StreamSpec, int, int, int]] = []  # what the next commit holds: spec, start, end, samples
         self._gaps_buffered = False
         self._full = False
+        self._shed_bytes = 0
         self._streams: dict[str, _Stream] = {}
         for source in self._sources:
             for spec in source.specs():
@@ -71,7 +72,7 @@ class Intake:
     @property
     def finished(self) -> bool:
         """Every source has ended and all it gave has been committed."""
-        return not self._sources and not self._put
+        return not self._sources and not self._put and not self._ledger.spans()
 
     @property
     def specs(self) -> list[StreamSpec]:
@@ -104,7 +105,8 @@ class Intake:
         if not self._put and not spans:
             return []
         try:
-            self._outbox.check_room()
+            # A gap is told when there is room for what follows it, not for the gap alone.
+            self._outbox.check_room(0 if self._put or not self._full else self._shed_bytes)
             if not self._gaps_buffered:
                 for span in spans:
                     self._outbox.put_gap(span.stream, span.start_ns, span.end_ns, span.reason, span.n_samples)
@@ -117,7 +119,7 @@ class Intake:
         self._ledger.clear()
         self._put.clear()
         if self._full:
-            self._full = False
+            self._full, self._shed_bytes = False, 0
             self._log.info("outbox_has_room", **self._labels)
         return accepted
 
@@ -182,6 +184,7 @@ class Intake:
 
     def _shed(self, error: OutboxFull) -> None:
         """Nothing of the last batch was written: count it, and remember to say so."""
+        self._shed_bytes = max(self._outbox.buffered_bytes, self._shed_bytes)
         self._outbox.discard()
         self._gaps_buffered = False
         for spec, start_ns, end_ns, n_samples in self._put:

@@ -28,6 +28,7 @@ from infomae_stream.wire import Ack, decode_chunk, encode_chunk, encode_detectio
 
 BUSY_TIMEOUT_S: Final = 10.0
 WAL_LIMIT_BYTES: Final = 4_000_000
+CACHE_KB: Final = 512  # a process may have twenty of these files open
 MAX_BUFFERED_BYTES: Final = 64_000_000
 
 
@@ -146,17 +147,18 @@ class Outbox:
         """Forget what is buffered."""
         self._records, self._states, self._buffered_bytes = [], {}, 0
 
-    def check_room(self) -> None:
-        """Raise OutboxFull when what is buffered would break the byte limit or eat into the disk's reserve."""
+    def check_room(self, more_bytes: int = 0) -> None:
+        """Raise OutboxFull when what is buffered, and `more_bytes`, would break the byte limit or the reserve."""
+        wanted = self._buffered_bytes + more_bytes
         with self._reading():
             stored = int(self._db.execute("SELECT stored_bytes FROM totals").fetchone()[0])
-        if stored + self._buffered_bytes > self._max_bytes:
+        if stored + wanted > self._max_bytes:
             raise OutboxFull(
                 f"{stored} bytes are stored, {self._max_bytes} are allowed", where=str(self.path), fix="raise max_bytes"
             )
         disk = os.statvfs(self.path.parent)
         # The log and the file itself may both have to grow by the batch.
-        if disk.f_bavail * disk.f_frsize - 2 * self._buffered_bytes < self._reserve_bytes:
+        if disk.f_bavail * disk.f_frsize - 2 * wanted < self._reserve_bytes:
             raise OutboxFull(
                 f"less than {self._reserve_bytes} bytes are free on the disk", where=str(self.path), fix="free some"
             )
@@ -340,6 +342,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
+        db.execute(f"PRAGMA cache_size = -{CACHE_KB}")
         if db.execute("PRAGMA user_version").fetchone()[0] == 0:
             db.executescript(f"BEGIN IMMEDIATE; {sql.SCHEMA} PRAGMA user_version = {sql.VERSION}; COMMIT;")
     except BaseException:

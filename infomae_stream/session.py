@@ -11,6 +11,7 @@ import os
 import random
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -160,13 +161,14 @@ class MqttSession:
     def close(self, timeout_s: float = 2.0) -> None:
         """Send what waits, for at most `timeout_s` while connected, then disconnect. The will is not published."""
         deadline = time.monotonic() + timeout_s
+        patience_s = timeout_s if self._connected else 0.5  # a connect that hangs is left to end by itself
         with self._lock:
             while self._connected and self._outgoing_bytes and time.monotonic() < deadline:
                 self._lock.wait(0.05)
         self._stop.set()
         self._wake()
         if self._thread.is_alive():
-            self._thread.join(timeout_s + CONNACK_TIMEOUT_S)
+            self._thread.join(patience_s)
         if not self._thread.is_alive():
             self._wake_read.close()
             self._wake_write.close()
@@ -184,6 +186,9 @@ class MqttSession:
         while not self._stop.is_set():
             try:
                 lived = self._one_connection()
+            except ssl.SSLCertVerificationError as e:
+                self._fail(ConnectionFailed(f"the broker's certificate is not trusted: {e.verify_message}"))
+                lived = False
             except OSError:
                 lived = False  # no broker there (yet), or it hung up
             except Exception as e:  # noqa: BLE001 - kept, and raised in the consumer

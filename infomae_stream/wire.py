@@ -244,8 +244,8 @@ def chunk_crc32(chunk: Chunk) -> int:
 
 def samples_crc32(samples_CN: NDArray[Any], times_ns: NDArray[np.int64] | None) -> int:
     """CRC-32 of the samples (little-endian, channel by channel), then of the times where there are any."""
-    crc = zlib.crc32(np.ascontiguousarray(samples_CN, dtype=samples_CN.dtype.newbyteorder("<")))
-    return crc if times_ns is None else zlib.crc32(np.ascontiguousarray(times_ns, dtype="<i8"), crc)
+    crc = zlib.crc32(np.ascontiguousarray(samples_CN, dtype=samples_CN.dtype.newbyteorder("<")).data)
+    return crc if times_ns is None else zlib.crc32(np.ascontiguousarray(times_ns, dtype="<i8").data, crc)
 
 
 def _text(value: Any) -> str:

@@ -10,7 +10,7 @@ import duckdb
 
 from infomae_stream.errors import LakeError
 from storage.schemas import TABLES
-from storage.segments import live_files
+from storage.segments import FileFilter, live_files
 
 if TYPE_CHECKING:
     from storage.lake import Lake
@@ -34,12 +34,21 @@ def connect() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 @contextmanager
-def open_tables(lake: Lake, versions: dict[str, int | None]) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that sees each of these tables, at its version, under its own name."""
+def open_tables(
+    lake: Lake, versions: dict[str, int | None], may_hold: dict[str, FileFilter] | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that sees each of these tables, at its version, under its own name.
+
+    `may_hold`: by table, which files can matter (`live_files`); the query still has to choose the rows.
+    """
     with connect() as db:
         for table, version in versions.items():
             at = lake.version(table) if version is None else version
-            register_files(db, table, [str(file) for file in live_files(lake.table_path(table), at)])
+            register_files(
+                db,
+                table,
+                [str(file) for file in live_files(lake.table_path(table), at, (may_hold or {}).get(table, ()))],
+            )
         yield db
 
 

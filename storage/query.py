@@ -22,6 +22,7 @@ from storage.rows import (
     pair_from,
     spec_from,
 )
+from storage.selection import Selection
 
 if TYPE_CHECKING:
     from storage.lake import Lake
@@ -55,11 +56,8 @@ def read_chunks(
     version: int | None = None,
 ) -> list[Chunk]:
     """Chunks that overlap [from_ns, to_ns), sorted by stream, start and seq. Raises LakeError."""
-    where, values = _stream_filter(streams, sites, from_ns, to_ns)
-    if modalities is not None:
-        where.append("list_contains(?, modality)")
-        values.append(list(modalities))
-    rows = _select(lake, "chunks", "*", where, values, "site, node, stream, start_ns, seq", version)
+    selection = Selection(streams, sites, modalities, from_ns, to_ns)
+    rows = _select(lake, "chunks", selection, "site, node, stream, start_ns, seq", version)
     return [chunk_from(row) for row in _once(rows)]
 
 
@@ -73,8 +71,8 @@ def read_gaps(
     version: int | None = None,
 ) -> list[Gap]:
     """Gap records that overlap [from_ns, to_ns), sorted by stream and start."""
-    where, values = _stream_filter(streams, sites, from_ns, to_ns)
-    rows = _select(lake, "gaps", "*", where, values, "site, node, stream, start_ns, seq", version)
+    selection = Selection(streams, sites, None, from_ns, to_ns)
+    rows = _select(lake, "gaps", selection, "site, node, stream, start_ns, seq", version)
     return [gap_from(row) for row in _once(rows)]
 
 
@@ -87,8 +85,8 @@ def read_detections(
     version: int | None = None,
 ) -> list[Detection]:
     """Detections that overlap [from_ns, to_ns), sorted by start, site and node."""
-    where, values = _stream_filter(None, sites, from_ns, to_ns)
-    rows = _select(lake, "detections", "*", where, values, "start_ns, site, node, seq", version)
+    selection = Selection(None, sites, None, from_ns, to_ns)
+    rows = _select(lake, "detections", selection, "start_ns, site, node, seq", version)
     return [detection_from(row) for row in _once(rows)]
 
 
@@ -129,7 +127,7 @@ def read_pairs(
     lake: Lake, *, sites: Sequence[str] | None = None, paired_only: bool = False, version: int | None = None
 ) -> list[Pair]:
     """The pairs, and the refused candidates unless `paired_only`, sorted by site, start and streams."""
-    where, values = _stream_filter(None, sites, None, None)
+    where, values = Selection(sites=sites).conditions()
     keep = " AND reason = ''" if paired_only else ""
     sql = _CURRENT_PAIRS.format(where=_where(where)) + keep + " ORDER BY site, start_ns, streams"
     with open_tables(lake, {"pairs": version}) as db:
@@ -175,7 +173,7 @@ def read_labels(
     version: int | None = None,
 ) -> list[LabelInterval]:
     """Labelled intervals, sorted by site, node and start."""
-    where, values = _stream_filter(None, sites, None, None)
+    where, values = Selection(sites=sites).conditions()
     if purpose is not None:
         where.append("purpose = ?")
         values.append(purpose)
@@ -212,31 +210,11 @@ def lake_size(lake: Lake) -> tuple[int, int]:
     return lake.size()
 
 
-def _select(
-    lake: Lake, table: str, columns: str, where: list[str], values: list[Any], order: str, version: int | None
-) -> Iterator[dict[str, Any]]:
-    sql = f"SELECT {columns} FROM {table} r {_where([*where, _NOT_QUARANTINED])} ORDER BY {order}"
-    with open_tables(lake, {table: version, "quarantine": None}) as db:
+def _select(lake: Lake, table: str, selection: Selection, order: str, version: int | None) -> Iterator[dict[str, Any]]:
+    where, values = selection.conditions()
+    sql = f"SELECT * FROM {table} r {_where([*where, _NOT_QUARANTINED])} ORDER BY {order}"
+    with open_tables(lake, {table: version, "quarantine": None}, {table: selection.files()}) as db:
         yield from fetch(db, sql, values)
-
-
-def _stream_filter(
-    streams: Sequence[StreamId] | None, sites: Sequence[str] | None, from_ns: int | None, to_ns: int | None
-) -> tuple[list[str], list[Any]]:
-    """Conditions in a form that DuckDB compares with the least and greatest values of each row group."""
-    where: list[str] = []
-    values: list[Any] = []
-    if streams is not None:
-        where.append("(" + (" OR ".join(["(site = ? AND node = ? AND stream = ?)"] * len(streams)) or "false") + ")")
-        values += [part for s in streams for part in (s.site, s.node, s.stream)]
-    if sites is not None:
-        where.append("(" + (" OR ".join(["site = ?"] * len(sites)) or "false") + ")")
-        values += sites
-    for condition, bound in (("end_ns > ?", from_ns), ("start_ns < ?", to_ns)):
-        if bound is not None:
-            where.append(condition)
-            values.append(bound)
-    return where, values
 
 
 def _where(conditions: Sequence[str]) -> str:

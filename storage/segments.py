@@ -22,6 +22,8 @@ from storage.durable import make_folders, sync_path, temporary_beside
 from storage.identities import OutboxKey
 from storage.schemas import TableLayout
 
+FileFilter = Sequence[Sequence[tuple[str, str, Any]]]
+
 
 def write_segments(table: Path, layout: TableLayout, rows: pa.Table, now_ns: int) -> list[dict[str, Any]]:
     """Write `rows` (schema `layout.schema`), one file a partition; return the `add` actions for the log.
@@ -45,21 +47,29 @@ def remove_segments(table: Path, actions: Sequence[dict[str, Any]]) -> None:
         (table / action["add"]["path"]).unlink(missing_ok=True)
 
 
-def live_files(table: Path, version: int) -> list[Path]:
-    """The files that make up `version`. Raises LakeError."""
+def live_files(table: Path, version: int, may_hold: FileFilter = ()) -> list[Path]:
+    """The files that make up `version`; of those, the ones that can hold such rows as the log's statistics tell.
+
+    `may_hold`: groups of (column, operator, value), joined by OR, each group's conditions by AND; empty means all.
+    Raises LakeError.
+    """
     try:
-        return [Path(uri.removeprefix("file://")) for uri in DeltaTable(table, version=version).file_uris()]
+        uris = DeltaTable(table, version=version).file_uris(file_pruning_predicate=[[*g] for g in may_hold] or None)
     except DeltaError as e:
         raise LakeError(f"version {version} cannot be read: {e}", where=str(table)) from e
+    # deltalake gives the folder's name percent-encoded; the names below the table are ours, and plain.
+    return [table / uri.rpartition(f"/{table.name}/")[2] for uri in uris]
 
 
 def identity_ranges(file: Path) -> Iterator[tuple[OutboxKey, int, int]]:
     """What outboxes' sequence numbers a segment holds, as inclusive ranges. Raises OSError or ValueError."""
-    rows = pq.read_table(file, columns=["site", "node", "epoch", "seq"], partitioning=None)
-    grouped = rows.group_by(["site", "node", "epoch"]).aggregate([("seq", "list")])
-    for row in grouped.to_pylist():
-        for first, last in seq_ranges(row["seq_list"]):
-            yield (row["site"], row["node"], row["epoch"]), first, last
+    columns = pq.ParquetFile(file).read(["site", "node", "epoch", "seq"])
+    seqs: dict[OutboxKey, list[int]] = {}
+    for site, node, epoch, seq in zip(*(column.to_pylist() for column in columns.columns), strict=True):
+        seqs.setdefault((site, node, epoch), []).append(seq)
+    for key, numbers in seqs.items():
+        for first, last in seq_ranges(numbers):
+            yield key, first, last
 
 
 def _write_segment(

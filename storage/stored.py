@@ -9,8 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError
 
 from infomae_stream.errors import LakeError
 from infomae_stream.types import Chunk, Detection, Gap
@@ -18,6 +16,7 @@ from storage.identities import OutboxKey
 from storage.lake import Lake
 from storage.rows import record_crc32
 from storage.schemas import RECORD_TABLES
+from storage.segments import identity_ranges, live_files
 
 Identity = tuple[OutboxKey, int]
 # Table, stream ("" for detections), start_ns, end_ns, crc32: equal for a record that came twice, and only then.
@@ -40,13 +39,13 @@ def stored_contents(lake: Lake, wanted: Iterable[Identity]) -> dict[Identity, se
     found: dict[Identity, set[Content]] = {}
     try:
         for table in RECORD_TABLES if seqs_of else ():
-            for file, keys in _files_with(lake.table_path(table), lake.version(table), seqs_of):
-                for row in _rows(file, table, sorted({seq for key in keys for seq in seqs_of[key]})):
+            for file in _files_with(lake.table_path(table), lake.version(table), seqs_of):
+                for row in _rows(file, table, sorted({seq for seqs in seqs_of.values() for seq in seqs})):
                     key = (row["site"], row["node"], row["epoch"])
                     if row["seq"] in seqs_of.get(key, ()):
                         content = (table, row.get("stream", ""), row["start_ns"], row["end_ns"], row["crc32"])
                         found.setdefault((key, row["seq"]), set()).add(content)
-    except (OSError, ValueError, DeltaError) as e:
+    except (OSError, ValueError) as e:
         raise LakeError(f"stored records cannot be read: {e}", where=str(lake.path)) from e
     return found
 
@@ -60,38 +59,25 @@ def quarantined(lake: Lake, wanted: Iterable[Identity]) -> set[Identity]:
     if not seqs_of or lake.version("quarantine") == 0:
         return found
     try:
-        for file, keys in _files_with(lake.table_path("quarantine"), lake.version("quarantine"), seqs_of):
-            rows = pq.read_table(file, columns=["site", "node", "epoch", "seq"], partitioning=None).to_pylist()
-            stored = {((row["site"], row["node"], row["epoch"]), row["seq"]) for row in rows}
-            found |= stored & {(key, seq) for key in keys for seq in seqs_of[key]}
-    except (OSError, ValueError, DeltaError) as e:
+        for file in _files_with(lake.table_path("quarantine"), lake.version("quarantine"), seqs_of):
+            for key, first, last in identity_ranges(file):
+                found |= {(key, seq) for seq in seqs_of.get(key, ()) if first <= seq <= last}
+    except (OSError, ValueError) as e:
         raise LakeError(f"the quarantine cannot be read: {e}", where=str(lake.path)) from e
     return found
 
 
-def _files_with(
-    table: Path, version: int, seqs_of: dict[OutboxKey, list[int]]
-) -> Iterator[tuple[Path, list[OutboxKey]]]:
-    """Files whose statistics allow rows of these outboxes, and of which."""
-    files = pa.table(DeltaTable(table, version=version).get_add_actions(flatten=True))
-    if files.num_rows == 0:
-        return
-    names = ("site", "node", "epoch", "seq")
-    columns = ["path", *(f"{bound}.{name}" for name in names for bound in ("min", "max"))]
-    for row in files.select(columns).to_pylist():
-        keys = [
-            key
-            for key, seqs in seqs_of.items()
-            if all(row[f"min.{n}"] <= part <= row[f"max.{n}"] for n, part in zip(names, key, strict=False))
-            and row["min.seq"] <= max(seqs)
-            and row["max.seq"] >= min(seqs)
-        ]
-        if keys:
-            yield table / row["path"], keys
+def _files_with(table: Path, version: int, seqs_of: dict[OutboxKey, list[int]]) -> Iterator[Path]:
+    """Files whose statistics allow rows of these outboxes."""
+    groups = []
+    for (site, node, epoch), seqs in seqs_of.items():
+        place = [("site", "=", site), ("node", "=", node), ("epoch", "=", epoch)]
+        groups.append([*place, ("seq", ">=", min(seqs)), ("seq", "<=", max(seqs))])
+    yield from live_files(table, version, groups)
 
 
 def _rows(file: Path, table: str, seqs: list[int]) -> list[dict[str, Any]]:
     stream = [] if table == "detections" else ["stream"]
     columns = ["site", "node", *stream, "epoch", "seq", "start_ns", "end_ns", "crc32"]
-    rows = pq.read_table(file, columns=columns, partitioning=None)
+    rows = pq.ParquetFile(file).read(columns)
     return list(rows.filter(pc.is_in(rows["seq"], pa.array(seqs, pa.int64()))).to_pylist())

@@ -1,7 +1,9 @@
-"""`python -m collectors.recordings.parquet_child FILE FOLDER`: decode FILE, leave samples.npy and times.npy, end.
+"""`python -m collectors.recordings.parquet_child`: decodes Parquet files for a process that must stay small.
 
-Writes a JSON object with the description and the recordings' row ranges to stdout; on failure one line to stderr and
-exit 1. Two makes of file are known:
+Each line on stdin is a JSON object {"path", "folder"}: samples.npy and times.npy are left in the folder, and a line
+with the description and the recordings' row ranges, or with "error", is answered. Ends with stdin, or after IDLE_S.
+
+Two makes of file are known:
 - an excerpt: columns `recording`, `time_ms` or `time_ns`, one a channel; the description in the schema's metadata;
 - rows of the lake's `chunks` table, all of one stream: one recording, in the order of time, duplicates left out.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import select
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -25,14 +28,28 @@ LAKE_COLUMNS: Final = (
 )
 
 
-def main(file: str, folder: str) -> None:
-    parquet = pq.ParquetFile(file)
-    names = parquet.schema_arrow.names
-    read = _read_lake_rows if "samples" in names else _read_excerpt
-    description, recordings, times_N, samples_NC = read(parquet)
-    np.save(Path(folder) / "times.npy", times_N, allow_pickle=False)
-    np.save(Path(folder) / "samples.npy", samples_NC, allow_pickle=False)
-    print(json.dumps({"description": description, "recordings": recordings}))
+IDLE_S: Final = 5.0
+
+
+def main() -> None:
+    while select.select([sys.stdin], [], [], IDLE_S)[0]:
+        line = sys.stdin.readline()
+        if not line:
+            return
+        print(json.dumps(answer(**json.loads(line))), flush=True)
+
+
+def answer(path: str, folder: str) -> dict[str, Any]:
+    """What is written to stdout; the arrays lie in `folder` unless there is an "error"."""
+    try:
+        parquet = pq.ParquetFile(path)
+        read = _read_lake_rows if "samples" in parquet.schema_arrow.names else _read_excerpt
+        description, recordings, times_N, samples_NC = read(parquet)
+        np.save(Path(folder) / "times.npy", times_N, allow_pickle=False)
+        np.save(Path(folder) / "samples.npy", samples_NC, allow_pickle=False)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as e:
+        return {"error": f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"}
+    return {"description": description, "recordings": recordings}
 
 
 def _read_excerpt(
@@ -103,8 +120,4 @@ def _description(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:3])
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as e:
-        print(f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}", file=sys.stderr)
-        sys.exit(1)
+    main()

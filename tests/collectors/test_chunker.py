@@ -17,7 +17,9 @@ T0 = 1_657_533_977_813 * MS
 SPEC = StreamSpec(StreamId("s01", "s01-phone", "imu"), "imu", 100.0, ("x",), ("m/s2",), (1.0,))
 
 
-def reading(times_ms: list[int] | NDArray[np.int64], offset: int = 0, cursor: str = "r1", ends: bool = False) -> Reading:
+def reading(
+    times_ms: list[int] | NDArray[np.int64], offset: int = 0, cursor: str = "r1", ends: bool = False
+) -> Reading:
     times_ns = T0 + np.asarray(times_ms, dtype=np.int64) * MS
     samples_CN = np.arange(offset, offset + len(times_ns), dtype=np.int16)[None]
     return Reading("imu", int(times_ns[0]), samples_CN, times_ns, cursor, offset, ends=ends)

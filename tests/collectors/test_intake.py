@@ -120,7 +120,7 @@ def test_a_full_outbox_costs_one_gap_record_and_the_source_goes_on(tmp_path: Pat
     # The hub catches up, and there is room again.
     outbox.acknowledge(Ack(outbox.epoch, ((1, taken[-1].seq),)))
     outbox.purge(keep_s=-1)
-    for _ in range(30):
+    for _ in range(12):
         clock.advance(1)
         node.poll()
         node.commit()
@@ -128,7 +128,7 @@ def test_a_full_outbox_costs_one_gap_record_and_the_source_goes_on(tmp_path: Pat
     gaps = [r for r in rest if isinstance(r, Gap)]
     chunks = [r for r in rest if isinstance(r, Chunk)]
     assert len(gaps) == 1 and gaps[0].reason == "outbox_full"
-    assert sum(c.n_samples for c in [*taken, *chunks]) + gaps[0].n_samples == 6000
+    assert sum(c.n_samples for c in [*taken, *chunks]) + gaps[0].n_samples == 100 * (40 + 12)
     assert gaps[0].start_ns == taken[-1].start_ns + 10**9
     assert abs(gaps[0].end_ns - chunks[0].start_ns) <= 10**7
     outbox.close()
@@ -137,8 +137,19 @@ def test_a_full_outbox_costs_one_gap_record_and_the_source_goes_on(tmp_path: Pat
 def test_a_full_outbox_that_stays_full_writes_no_gap_records(tmp_path: Path, clock: ManualClock) -> None:
     write_csv(tmp_path / "a.csv", list(range(0, 60_000, 10)))
     outbox = Outbox.open(tmp_path / "o.sqlite", clock, max_bytes=30_000, reserve_bytes=0)
-    run(intake([source(tmp_path, clock, outbox, path="a.csv", speed=1)], outbox, Telemetry()), clock)
+    node = intake([source(tmp_path, clock, outbox, path="a.csv", speed=1)], outbox, Telemetry())
+    for _ in range(100):
+        clock.advance(1)
+        node.poll()
+        node.commit()
     assert not [r for r in records(outbox) if isinstance(r, Gap)]
+    assert not node.finished
+    # Also when the recording is over: the gap is told as soon as there is room.
+    outbox.acknowledge(Ack(outbox.epoch, ((1, outbox.last_seq()),)))
+    outbox.purge(keep_s=-1)
+    node.commit()
+    (gap,) = records(outbox)
+    assert isinstance(gap, Gap) and node.finished
     outbox.close()
 
 

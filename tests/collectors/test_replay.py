@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from collectors.recordings import open_recordings
+from collectors.recordings.parquet import ParquetDecoder
 from collectors.sources import Reading, Source, SourceContext, make_source
 from infomae_stream.clock import ManualClock
 from infomae_stream.errors import SourceClosed, SourceError
@@ -90,6 +91,17 @@ def test_wav_needs_a_start_and_has_exact_times(tmp_path: Path) -> None:
     assert offsets == [r.offset for _, r in got]
 
 
+def test_a_decoder_that_was_killed_is_started_again(tmp_path: Path) -> None:
+    write_excerpt(tmp_path / "a.parquet", {"r1": [0, 10]})
+    decoder = ParquetDecoder()
+    for _ in range(2):
+        assert decoder.decode(tmp_path / "a.parquet", tmp_path)["recordings"] == [["r1", 0, 2]]
+        assert decoder._child is not None
+        decoder._child.kill()
+        decoder._child.wait()
+    decoder.close()
+
+
 def test_csv_with_a_broken_row_names_the_row(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [0, 10])
     path.write_text(path.read_text(encoding="utf-8") + "1,2,3,x,5,6,7,SEATED\n", encoding="utf-8")
@@ -107,7 +119,9 @@ def test_rows_of_the_lake_come_back_as_one_recording_without_duplicates(tmp_path
 
     from storage.rows import chunk_rows
 
-    spec = StreamSpec(StreamId("s01", "n", "imu"), "imu", 100.0, ("x", "y"), ("m/s2", "m/s2"), (400.0, 200.0), "watch_imu")
+    spec = StreamSpec(
+        StreamId("s01", "n", "imu"), "imu", 100.0, ("x", "y"), ("m/s2", "m/s2"), (400.0, 200.0), "watch_imu"
+    )
     chunks = []
     for seq, start_ms in ((2, 1000), (1, 0), (1, 0)):
         samples_CN = (np.arange(200, dtype=np.int16).reshape(2, 100) + start_ms).astype(np.int16)

@@ -114,6 +114,22 @@ def test_a_commit_that_reported_failure_and_landed_is_not_repeated(
     assert [c.seq for c in query.read_chunks(lake)] == [1]
 
 
+def test_a_commit_of_a_writer_that_died_is_made_durable_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Lake(tmp_path).append_chunks([make_chunk(1)], 7)
+    lake = Lake(tmp_path)
+    real, synced = os.fsync, []
+
+    def fsync(fd: int) -> None:
+        synced.append(os.path.realpath(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert lake.append_chunks([make_chunk(1)], 8).duplicates == 1
+    assert str(tmp_path / "chunks" / "_delta_log") in synced
+
+
 def test_a_failed_write_leaves_no_file_and_goes_through_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = Lake(tmp_path)
 

@@ -58,6 +58,25 @@ def test_a_range_read_touches_only_the_row_groups_it_needs(tmp_path: Path) -> No
         query.read_chunks(lake)
 
 
+def test_a_range_read_opens_only_the_files_it_needs(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    for seq in (1, 100, 200):
+        lake.append_chunks([make_chunk(seq), make_chunk(seq, site="s02", node="s02-phone")], 7)
+    (first,) = lake.added_files("chunks", 0, 1)
+    first.write_bytes(b"not Parquet")
+    found = query.read_chunks(lake, sites=["s02"], from_ns=START_NS + 50 * S, to_ns=START_NS + 150 * S)
+    assert [(c.spec.id.site, c.seq) for c in found] == [("s02", 100)]
+    with pytest.raises(LakeError):
+        query.read_chunks(lake)
+
+
+def test_the_lake_may_lie_in_a_folder_with_an_odd_name(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "it's a 50% näme {x}")
+    lake.append_chunks([make_chunk(1)], 7)
+    assert [c.seq for c in query.read_chunks(lake)] == [1]
+    assert len(query.chunk_ranges_since(lake, 0, 1)) == 1
+
+
 def bounds(group: Any, name: str) -> tuple[Any, Any]:
     columns = [group.column(i) for i in range(group.num_columns)]
     (found,) = [c.statistics for c in columns if c.path_in_schema == name]

@@ -1,0 +1,141 @@
+"""A real broker, a real `hub ingest`, and a sender that does what an outbox does, for fault tests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from infomae_stream.node_config import MqttSettings
+from infomae_stream.session import MqttSession
+from infomae_stream.topics import node_topic, stream_topic
+from infomae_stream.types import Chunk
+from infomae_stream.wire import chunk_crc32, decode_ack, encode_chunk
+
+HAS_MOSQUITTO = shutil.which("mosquitto") is not None
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def wait_until(done: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.05) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(every_s)
+
+
+class Mosquitto:
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        config = folder / "mosquitto.conf"
+        config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_type none\n")
+        self.process = subprocess.Popen(["mosquitto", "-c", str(config)], stderr=subprocess.DEVNULL)
+        wait_until(self._answers, 10, "mosquitto answers")
+
+    def _answers(self) -> bool:
+        with socket.socket() as s:
+            return s.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class IngestProcess:
+    """`infomae-stream hub ingest`; `kill` is SIGKILL, `stop` is SIGTERM and gives the exit code."""
+
+    def __init__(self, folder: Path, broker_port: int, lake_path: Path | None = None) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        self.lake_path = lake_path or folder / "lake"
+        self.metrics_port = free_port()
+        self.config = folder / "hub.toml"
+        self.config.write_text(
+            f"[mqtt]\nport = {broker_port}\n[lake]\npath = '{self.lake_path}'\n"
+            f"[metrics]\ningest_port = {self.metrics_port}\n[ingest]\ncommit_interval_s = 0.1\n"
+            "[matcher]\nmodalities = ['phone_imu', 'watch_imu']\n[align]\nclasses = ['walking', 'standing']\n"
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.folder / "ingest.log").open("ab") as log:
+            command = [sys.executable, "-m", "infomae_stream.cli", "hub", "ingest", "--config", str(self.config)]
+            self.process = subprocess.Popen(command, stderr=log)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+    def log(self) -> str:
+        return (self.folder / "ingest.log").read_text()
+
+    def metric(self, sample: str) -> float:
+        """Value of one sample line of /metrics; 0 when it is not there yet."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.rsplit(" ", 1)[0] == sample), 0.0)
+
+
+class Sender:
+    """Sends chunks of one node until the hub has acknowledged them, and writes the truth log."""
+
+    def __init__(self, truth_dir: Path, port: int, site: str, node: str, resend_after_s: float = 0.5) -> None:
+        self._site, self._node = site, node
+        ack = node_topic(site, node, "ack")
+        self._session = MqttSession(MqttSettings(port=port), f"{node}-sender", subscriptions=[(ack, 1)])
+        self._session.start()
+        self._topic = stream_topic(site, node, "imu", "chunk")
+        self.waiting: dict[int, tuple[bytes, float]] = {}
+        self._resend_after_s = resend_after_s
+        truth_dir.mkdir(exist_ok=True)
+        self._truth = (truth_dir / f"{node}.jsonl").open("a", buffering=1)
+        self.refused: list[tuple[int, int, str]] = []
+        self.sent = 0
+        self.acknowledged = 0
+
+    def accept(self, chunk: Chunk) -> None:
+        stream = chunk.spec.id
+        line = {"kind": "chunk", "site": stream.site, "node": stream.node, "stream": stream.stream}
+        line |= {"epoch": chunk.epoch, "seq": chunk.seq, "start_ns": chunk.start_ns, "n_samples": chunk.n_samples}
+        self._truth.write(json.dumps(line | {"crc32": chunk_crc32(chunk)}) + "\n")
+        self.waiting[chunk.seq] = (encode_chunk(chunk), 0.0)
+
+    def send_raw(self, payload: bytes, topic: str = "") -> None:
+        self._session.publish(topic or self._topic, payload)
+
+    def step(self) -> int:
+        """Send what is due, take in acks; return how many records wait for theirs."""
+        now = time.monotonic()
+        for seq, (payload, sent_at) in list(self.waiting.items())[:500]:
+            if now - sent_at > self._resend_after_s and self._session.publish(self._topic, payload):
+                self.waiting[seq] = (payload, now)
+                self.sent += 1
+        for message in self._session.poll(0.02):
+            ack = decode_ack(message.payload)
+            self.refused += ack.refused
+            for first, last, *_ in (*ack.durable, *ack.refused):
+                for seq in [s for s in self.waiting if first <= s <= last]:
+                    del self.waiting[seq]
+                    self.acknowledged += 1
+        return len(self.waiting)
+
+    def close(self) -> None:
+        self._session.close()
+        self._truth.close()
