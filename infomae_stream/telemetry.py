@@ -60,7 +60,7 @@ METRICS: Final[dict[str, tuple[str, str, tuple[str, ...], tuple[float, ...]]]] =
     "infomae_ingest_commit_duration_seconds": ("histogram", "One lake commit.", (), _DURATION_BUCKETS),
     "infomae_ingest_failures_total": ("counter", "Steps that failed: commit, ack or turn.", ("reason",), ()),
     "infomae_dead_letters_total": ("counter", "Messages refused for good, by reason.", ("reason",), ()),
-    "infomae_windows_total": ("gauge", "Windows on the grid with enough coverage.", ("kind",), ()),
+    "infomae_windows_total": ("gauge", "Finished windows on the grid, by modality.", ("kind",), ()),
     "infomae_pairs_total": ("gauge", "Pairs in the lake.", (), ()),
     "infomae_pair_candidates_total": ("gauge", "Candidate pairs by outcome: paired, or the reason.", ("outcome",), ()),
     "infomae_pair_lag_seconds": ("histogram", "Lag between the windows of a pair.", (), _LAG_BUCKETS),

@@ -1,0 +1,1 @@
+"""Loss terms that several objectives may share; one noun a file."""

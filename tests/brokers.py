@@ -1,0 +1,82 @@
+"""Real brokers for tests, each on a free loopback port."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 20.0, what: str = "condition") -> None:
+    """Look again and again until `condition` holds; fail the test when it does not within `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s} s"
+        time.sleep(0.02)
+
+
+class Broker:
+    """kind: mosquitto or amqtt. `kill` is kill -9; `start` uses the same port again."""
+
+    def __init__(self, kind: str, folder: Path, extra: str = "") -> None:
+        self.kind, self.port = kind, free_port()
+        if kind == "mosquitto":
+            program = shutil.which("mosquitto") or shutil.which("/usr/sbin/mosquitto")
+            if program is None:
+                pytest.skip("mosquitto is not installed")
+            config = folder / f"mosquitto-{self.port}.conf"
+            anonymous = "" if "allow_anonymous" in extra else "allow_anonymous true\n"
+            # As root it would become the user mosquitto, who may not read the test's files.
+            user = "user root\n" if os.geteuid() == 0 else ""
+            config.write_text(f"{user}listener {self.port} 127.0.0.1\n{anonymous}{extra}\n", encoding="utf-8")
+            self._command = [program, "-c", str(config)]
+        else:
+            self._command = [sys.executable, "-m", "infomae_stream.cli", "broker", "run", "--port", str(self.port)]
+        self._log = folder / f"{kind}-{self.port}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Broker:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        try:
+            wait_until(self._listens, what=f"{self.kind} listening (see {self._log})")
+        except AssertionError:
+            self.kill()
+            raise
+        return self
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def _listens(self) -> bool:
+        with socket.socket() as s:
+            return s.connect_ex(("127.0.0.1", self.port)) == 0
