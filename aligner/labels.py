@@ -27,6 +27,7 @@ from infomae_stream.errors import ConfigError, DataError
 from infomae_stream.hub_config import HubConfig
 from infomae_stream.types import check_id
 from storage.lake import Lake
+from storage.learning_tables import append_labels
 from storage.rows import LabelInterval
 
 COLUMNS: Final = ("site", "node", "start_ns", "end_ns", "label")
@@ -68,7 +69,7 @@ def import_labels(
 def take_labels(path: Path, lake: Lake, classes: Sequence[str], purpose: Purpose) -> ImportSummary:
     """Read `path` and commit its intervals at once. Raises DataError, ConfigError (unknown class), LakeError."""
     intervals = read_labels_file(path, classes, purpose)
-    new = lake.append_labels(intervals)
+    new = append_labels(lake, intervals)
     return ImportSummary(len(intervals), new, dict(Counter(i.label for i in intervals)))
 
 

@@ -25,6 +25,7 @@ from infomae_stream.types import Chunk, Pair, StreamId, StreamSpec, Window
 from infomae_stream.windower import Grid, cut_windows
 from storage import query
 from storage.lake import Lake
+from storage.learning_tables import upsert_pairs
 
 FORMAT = 1
 PIECE_WINDOWS = 1200  # candidates cut at a time: bounds what one read of chunks holds
@@ -80,7 +81,7 @@ class Matcher:
         before = lake.version("pairs")
         for pairs in self._pairs(lake, version, streams, affected):
             found += pairs
-            lake.upsert_pairs(pairs)
+            upsert_pairs(lake, pairs)
         # Only now: whoever dies before this line does the same work again, to the same end.
         self._version, self._streams = version, streams
         self._write_state()

@@ -30,6 +30,7 @@ from infomae_stream.session import MqttSession
 from infomae_stream.telemetry import EventLog, Telemetry, configure_logging
 from storage import query
 from storage.lake import Lake
+from storage.learning_tables import append_run
 
 POLL_S: Final = 0.2
 PROGRESS_EVERY_S: Final = 1.0
@@ -339,7 +340,7 @@ class AlignService:
         self._telemetry.counter("infomae_alignment_runs_total").labels(outcome=record["outcome"]).inc()
         self.status.runs.append({k: v for k, v in record.items() if k != "snapshot"})
         try:
-            self._lake.append_run({"run_id": f"run-{record['run']:06d}", "ended_ns": self._clock.now_ns(), **record})
+            append_run(self._lake, {"run_id": f"run-{record['run']:06d}", "ended_ns": self._clock.now_ns(), **record})
         except InfomaeError as e:
             self._log.error("run_not_recorded", run=record["run"], error=str(e))
 

@@ -69,7 +69,7 @@ class GateSettings(Settings):
 
 
 class ReleaseSettings(Settings):
-    signing_key: str = "keys/release.pem"  # ed25519 private key, PEM; made by `infomae-stream hub init`
+    signing_key: str = "keys/release.pem"  # ed25519 private key, PEM; made by `infomae-stream bundle keygen`
     expires_days: int = Field(90, ge=1)
     host: str = "127.0.0.1"
     port: Port = 9280

@@ -6,7 +6,6 @@ from a commit that reported failure and landed, is not written again. One object
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -19,10 +18,10 @@ import pyarrow as pa
 
 from infomae_stream.clock import Clock, SystemClock
 from infomae_stream.errors import LakeError
-from infomae_stream.types import Chunk, Detection, Gap, Pair, StreamId
+from infomae_stream.types import Chunk, Detection, Gap, StreamId
 from storage.delta_log import DeltaLog
 from storage.identities import IdentityIndex, OutboxKey
-from storage.rows import LabelInterval, chunk_rows, detection_rows, gap_rows, label_rows, pair_rows
+from storage.rows import chunk_rows, detection_rows, gap_rows
 from storage.schemas import RECORD_TABLES, TABLES
 from storage.segments import identity_ranges, live_files, remove_segments, write_segments
 
@@ -121,71 +120,15 @@ class Lake:
         names = TABLES["quarantine"].schema.names
         rows = [dict(zip(names, (*identity, reason, now_ns), strict=True)) for identity in sorted(set(identities))]
         if rows:
-            self._append("quarantine", lambda _: pa.Table.from_pylist(rows, schema=TABLES["quarantine"].schema))
+            self.append("quarantine", lambda _: pa.Table.from_pylist(rows, schema=TABLES["quarantine"].schema))
         for row in rows:
             self._index.add((row["site"], row["node"], row["epoch"]), row["seq"], row["seq"])
 
-    def upsert_pairs(self, pairs: Sequence[Pair]) -> int:
-        """Write pairs that are new or judged differently than before; return how many. Key: site, start_ns, streams.
+    def append(self, name: str, build: Callable[[int], pa.Table]) -> int:
+        """Commit `build(version)`, built anew whenever another writer was quicker; return the number of rows.
 
-        Readers see the newest judgement of a key, and not a narrower key (a lone window's "no_partner") once a wider
-        one of the same site and start holds all its streams.
+        `build` looks at the table as it is at `version` and leaves out what stands there. Raises LakeError.
         """
-        from storage.query import read_judgements  # here, because ingest shall not carry DuckDB's memory
-
-        def build(version: int) -> pa.Table:
-            given = {(p.site, p.start_ns, p.streams): p for p in pairs}
-            known = read_judgements(self, sorted({(p.site, p.start_ns) for p in given.values()}), version=version)
-            return pair_rows([p for key, p in given.items() if known.get(key) != p], version + 1)
-
-        return self._append("pairs", build) if pairs else 0
-
-    def append_labels(self, labels: Sequence[LabelInterval]) -> int:
-        """Write labels that are not there yet, letter by letter; return how many."""
-        from storage.query import read_labels
-
-        def build(version: int) -> pa.Table:
-            known = set(read_labels(self, version=version))
-            return label_rows([label for label in dict.fromkeys(labels) if label not in known])
-
-        return self._append("labels", build) if labels else 0
-
-    def append_run(self, run: dict[str, Any]) -> int:
-        """Write a training run: `run_id`, `ended_ns`, `outcome` and anything that JSON takes; the same id once only."""
-        from storage.query import read_runs
-
-        def build(version: int) -> pa.Table:
-            new = run["run_id"] not in {r["run_id"] for r in read_runs(self, version=version)}
-            row = {**{n: run[n] for n in ("run_id", "ended_ns", "outcome")}, "body": json.dumps(run, default=str)}
-            return pa.Table.from_pylist([row] if new else [], schema=TABLES["runs"].schema)
-
-        return self._append("runs", build)
-
-    def _append_new(self, name: str, records: Sequence[Any], build: Callable[[Sequence[Any]], pa.Table]) -> int:
-        """Append the records whose identity is new. The index is exact at `version`, because a commit needs it so."""
-        taken: list[tuple[OutboxKey, int]] = []
-
-        def rows(_: int) -> pa.Table:
-            taken.clear()
-            new = []
-            for record in records:
-                key = outbox_key(record)
-                if (*key, record.seq) not in self._index and (key, record.seq) not in seen:
-                    seen.add((key, record.seq))
-                    taken.append((key, record.seq))
-                    new.append(record)
-            seen.clear()
-            return build(new)
-
-        seen: set[tuple[OutboxKey, int]] = set()
-        self._refresh_index()
-        written = self._append(name, rows)
-        for key, seq in taken:
-            self._index.add(key, seq, seq)
-        return written
-
-    def _append(self, name: str, build: Callable[[int], pa.Table]) -> int:
-        """Commit `build(version)`, built anew whenever another writer was quicker; return the number of rows."""
         log, layout = self._log(name), TABLES[name]
         for _ in range(_MAX_CONFLICTS):
             version, now_ns = log.version(), self._clock.now_ns()
@@ -205,6 +148,29 @@ class Lake:
                 return int(rows.num_rows)
             remove_segments(log.table, adds)
         raise LakeError(f"{_MAX_CONFLICTS} commits in a row lost the race", where=str(log.table), fix="fewer writers")
+
+    def _append_new(self, name: str, records: Sequence[Any], build: Callable[[Sequence[Any]], pa.Table]) -> int:
+        """Append the records whose identity is new. The index is exact at `version`, because a commit needs it so."""
+        taken: list[tuple[OutboxKey, int]] = []
+
+        def rows(_: int) -> pa.Table:
+            taken.clear()
+            new = []
+            for record in records:
+                key = outbox_key(record)
+                if (*key, record.seq) not in self._index and (key, record.seq) not in seen:
+                    seen.add((key, record.seq))
+                    taken.append((key, record.seq))
+                    new.append(record)
+            seen.clear()
+            return build(new)
+
+        seen: set[tuple[OutboxKey, int]] = set()
+        self._refresh_index()
+        written = self.append(name, rows)
+        for key, seq in taken:
+            self._index.add(key, seq, seq)
+        return written
 
     def _after_commit(self, name: str, version: int) -> None:
         if name in self._indexed_to:

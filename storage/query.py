@@ -147,7 +147,7 @@ def pair_counts(lake: Lake, *, version: int | None = None) -> dict[str, int]:
 def read_judgements(
     lake: Lake, places: Sequence[tuple[str, int]], *, version: int
 ) -> dict[tuple[str, int, tuple[StreamId, ...]], Pair]:
-    """The newest judgement of every key at these (site, start_ns), covered ones too; for `Lake.upsert_pairs`."""
+    """The newest judgement of every key at these (site, start_ns), covered ones too; for `upsert_pairs`."""
     wanted = pa.table(
         {
             "site": pa.array([site for site, _ in places], pa.string()),

@@ -12,6 +12,7 @@ from infomae_stream.clock import NS_PER_S
 from infomae_stream.errors import ConfigError, DataError
 from infomae_stream.hub_config import AlignSettings, HubConfig, MatcherSettings
 from storage.lake import Lake
+from storage.learning_tables import append_labels
 from storage.rows import LabelInterval
 from tests.recordings import T0, imu_spec, recording
 
@@ -32,9 +33,9 @@ def filled(lake: Lake, config: HubConfig) -> Lake:
     for site in ("s01", "s02", "s03", "s04"):
         lake.append_chunks(recording(site, "phone", 0, 8) + recording(site, "watch", 4, 12), 0)
     Matcher(config.matcher, config.base_dir / "m.json").update(lake)
-    lake.append_labels([interval("s01", "phone", 0, 4, "rest"), interval("s01", "phone", 4, 8, "walk")])
-    lake.append_labels([interval("s01", "watch", 4, 12, "walk", "evaluate")])
-    lake.append_labels([interval("s03", "watch", 4, 12, "rest", "evaluate")])
+    append_labels(lake, [interval("s01", "phone", 0, 4, "rest"), interval("s01", "phone", 4, 8, "walk")])
+    append_labels(lake, [interval("s01", "watch", 4, 12, "walk", "evaluate")])
+    append_labels(lake, [interval("s03", "watch", 4, 12, "rest", "evaluate")])
     return lake
 
 
@@ -74,7 +75,7 @@ def test_the_same_snapshot_gives_the_same_arrays_whatever_came_since(
     snapshot.write(tmp_path / "snapshot.json")
     before = load(snapshot, filled)
     filled.append_chunks(recording("s01", "watch", 0, 4) + recording("s05", "phone", 0, 8), 0)
-    filled.append_labels([interval("s02", "phone", 0, 8, "walk")])
+    append_labels(filled, [interval("s02", "phone", 0, 8, "walk")])
     Matcher(config.matcher, config.base_dir / "m.json").update(filled)
     again = load(Snapshot.read(tmp_path / "snapshot.json"), Lake(filled.path))
     for split in ("train", "validation", "test"):
@@ -118,8 +119,8 @@ def test_labels_that_only_judge_are_not_learned_from(filled: Lake, config: HubCo
 
 
 def test_overlapping_intervals_of_both_purposes_count_once(filled: Lake, config: HubConfig) -> None:
-    filled.append_labels(
-        [interval("s02", "phone", 0, 0.8, "rest"), interval("s02", "phone", 0, 0.7, "rest", "evaluate")]
+    append_labels(
+        filled, [interval("s02", "phone", 0, 0.8, "rest"), interval("s02", "phone", 0, 0.7, "rest", "evaluate")]
     )
     data = load(freeze(filled, config, 0), filled)
     assert set(data.oracle_labels["phone_imu"][data.train.modalities["phone_imu"].group_B == "s02"]) == {-1}

@@ -19,6 +19,7 @@ from infomae_stream.types import Chunk, ClockQuality, StreamId, StreamSpec
 from storage import query
 from storage.delta_log import CHECKPOINT_EVERY
 from storage.lake import Lake
+from storage.learning_tables import append_labels, append_run
 from storage.rows import LabelInterval
 from storage.schemas import TABLES
 from storage.segments import live_files
@@ -253,11 +254,11 @@ def test_labels_and_runs_are_stored_once(tmp_path: Path) -> None:
         LabelInterval("s01", "s01-phone", START_NS, START_NS + S, "walking"),
         LabelInterval("s01", "s01-watch", START_NS, START_NS + S, "walking", "evaluate"),
     ]
-    assert lake.append_labels(labels) == 2
-    assert lake.append_labels(labels) == 0
+    assert append_labels(lake, labels) == 2
+    assert append_labels(lake, labels) == 0
     assert query.read_labels(lake, purpose="train") == labels[:1]
     run = {"run_id": "r1", "ended_ns": 5, "outcome": "promoted", "gates": {"gain": 0.1}}
-    assert lake.append_run(run) == 1
-    assert lake.append_run(run) == 0
+    assert append_run(lake, run) == 1
+    assert append_run(lake, run) == 0
     assert query.read_runs(lake) == [run]
     assert json.loads((tmp_path / "runs" / "_delta_log" / f"{1:020d}.json").read_text().splitlines()[1])["add"]

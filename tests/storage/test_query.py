@@ -10,6 +10,7 @@ from infomae_stream.errors import LakeError
 from infomae_stream.types import Pair, StreamId
 from storage import query
 from storage.lake import Lake
+from storage.learning_tables import upsert_pairs
 from storage.segments import live_files
 from tests.hub_records import START_NS, make_chunk, make_spec
 
@@ -100,8 +101,8 @@ def test_new_ranges_are_those_of_the_commits_asked_for(tmp_path: Path) -> None:
 def test_pairs_judged_again_the_same_way_make_no_new_version(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
     judged = [both(0), both(S, "clock_uncertain"), lone(PHONE, "phone_imu", 2 * S)]
-    assert lake.upsert_pairs(judged) == 3
-    assert lake.upsert_pairs(judged) == 0
+    assert upsert_pairs(lake, judged) == 3
+    assert upsert_pairs(lake, judged) == 0
     assert lake.version("pairs") == 1
     assert query.pair_counts(lake) == {"paired": 1, "clock_uncertain": 1, "no_partner": 1}
     assert query.read_pairs(lake) == judged
@@ -110,16 +111,16 @@ def test_pairs_judged_again_the_same_way_make_no_new_version(tmp_path: Path) -> 
 
 def test_a_new_judgement_replaces_the_old_one_and_old_versions_keep_theirs(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
-    lake.upsert_pairs([both(0, "coverage", 0.5)])
-    assert lake.upsert_pairs([both(0, "coverage", 0.5), both(0)]) == 1, "the last judgement of a key counts"
+    upsert_pairs(lake, [both(0, "coverage", 0.5)])
+    assert upsert_pairs(lake, [both(0, "coverage", 0.5), both(0)]) == 1, "the last judgement of a key counts"
     assert query.read_pairs(lake) == [both(0)]
     assert query.pair_counts(lake, version=1) == {"coverage": 1}
-    assert lake.upsert_pairs([both(0, "coverage", 0.5)]) == 1
+    assert upsert_pairs(lake, [both(0, "coverage", 0.5)]) == 1
     assert query.pair_counts(lake) == {"coverage": 1}
 
 
 def test_a_lone_window_disappears_when_its_partner_comes(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
-    lake.upsert_pairs([lone(PHONE, "phone_imu"), lone(WATCH, "watch_imu", S)])
-    lake.upsert_pairs([both(0)])
+    upsert_pairs(lake, [lone(PHONE, "phone_imu"), lone(WATCH, "watch_imu", S)])
+    upsert_pairs(lake, [both(0)])
     assert query.pair_counts(lake) == {"paired": 1, "no_partner": 1}
