@@ -1,0 +1,258 @@
+"""The whole demonstration at reduced length: real processes, both brokers, kills in the middle, a real Prometheus."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo import summary
+from demo.alignment_story import Story
+from demo.deployment import Deployment
+from demo.people import REDUCED
+from demo.processes import find_mosquitto, free_ports
+from demo.story_loop import play
+from demo.watching import Facts
+from tests.deploy.test_dashboard import PANELS, without_variables
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")]
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 240.0
+# Queries that have an answer only when something goes wrong.
+OF_TROUBLE = (
+    "infomae_samples_refused_total",
+    "infomae_chunks_dropped_total",
+    "infomae_step_failures_total",
+    "infomae_messages_refused_total",
+    "infomae_ingest_failures_total",
+    "infomae_dead_letters_total",
+    "infomae_bundle_rollbacks_total",
+    "infomae_windows_dropped_total",
+)
+
+
+def run_demo(out: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "demo", "--reduced", "--plain", "--out", str(out), "--seconds", str(LIMIT_S)]
+    return subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@dataclass
+class Prometheus:
+    """A real one, with the configuration of deploy/ aimed at the ports that the demo chose."""
+
+    folder: Path
+    port: int = field(default_factory=lambda: free_ports(1)[0])
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self, out: Path) -> None:
+        files = {
+            name: tomllib.loads((out / f"{name}.toml").read_text())["metrics"] for name in ("phones", "watches", "hub")
+        }
+        targets = {
+            "9101": [files[name]["collect_port"] for name in ("phones", "watches")],
+            "9102": [files[name]["detect_port"] for name in ("phones", "watches")],
+            "9201": [files["hub"]["ingest_port"]],
+            "9202": [files["hub"]["align_port"]],
+        }
+        text = (ROOT / "deploy" / "prometheus.yml").read_text().replace("scrape_interval: 5s", "scrape_interval: 1s")
+        for default, ports in targets.items():
+            assert f'["127.0.0.1:{default}"]' in text
+            text = text.replace(f'["127.0.0.1:{default}"]', json.dumps([f"127.0.0.1:{p}" for p in ports]))
+        (self.folder / "prometheus.yml").write_text(text)
+        shutil.copy(ROOT / "deploy" / "alerts.yml", self.folder)
+        command = ["prometheus", f"--config.file={self.folder}/prometheus.yml"]
+        command += [f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address=127.0.0.1:{self.port}"]
+        with (self.folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+
+    def ask(self, promql: str) -> list[Any]:
+        """The answer's series; empty while it does not answer."""
+        url = f"http://127.0.0.1:{self.port}/api/v1/query?" + urllib.parse.urlencode({"query": promql})
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return list(json.load(answer)["data"]["result"])
+        except OSError:
+            return []
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(20)
+
+
+@dataclass
+class WatchedRun:
+    code: int
+    text: str
+    out: Path
+    answered: set[str]
+    firing: set[str]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return dict(json.loads((self.out / "summary.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def watched_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedRun]:
+    """`python -m demo` with the embedded broker from start to end, and a Prometheus beside it where there is one."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"))
+    demo = run_demo(out, "--broker", "amqtt")
+    answered: set[str] = set()
+    try:
+        while demo.poll() is None:
+            time.sleep(2)
+            if shutil.which("prometheus") and prometheus.process is None and (out / "mosquitto.conf").exists():
+                prometheus.start(out)
+            answered |= {q for _, q in PANELS if q not in answered and prometheus.ask(without_variables(q))}
+        firing = {a["metric"]["alertname"] for a in prometheus.ask('ALERTS{alertstate="firing"}')}
+        assert demo.stdout is not None
+        yield WatchedRun(demo.returncode, demo.stdout.read(), out, answered, firing)
+    finally:
+        prometheus.stop()
+        if demo.poll() is None:
+            demo.send_signal(signal.SIGINT)
+        demo.communicate()
+
+
+def test_demo_with_the_embedded_broker_is_sound(watched_run: WatchedRun) -> None:
+    assert watched_run.code == 0, watched_run.text
+    told = watched_run.summary
+    assert summary.problems(told) == []
+    assert (told["lost"], told["logical_duplicates"]) == (0, 0)
+    assert told["chunks_accepted"] == told["chunks_in_lake"] > 300
+    assert told["bundle"]["verified"] and told["bundle"]["promoted"]
+    assert told["watches_of_unseen_people"]["detections"] > 0
+    assert told["rss_mb"]["collect"] < 100 and told["rss_mb"]["detect"] < 200
+    assert told["pairs_refused"]["clock_unsynchronised"] > 0
+    assert set(told["alignment"]["held_out_people"]) == {"s13"}
+    assert len(told["candidates"]) >= 2, "the later candidate has no verdict"
+
+
+def test_demo_tells_its_story_in_plain_lines(watched_run: WatchedRun) -> None:
+    for words in ("mqtt://127.0.0.1:", "run 1 begins", "macro-F1", "bundle v1 released", "What it came to"):
+        assert words in watched_run.text
+    assert "\x1b" not in watched_run.text
+
+
+def test_no_process_is_left_behind(watched_run: WatchedRun) -> None:
+    lines = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
+    assert not [line for line in lines if os.fsencode(watched_run.out) in line]
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not here")
+def test_every_panel_has_an_answer_from_the_running_demo(watched_run: WatchedRun) -> None:
+    silent = [q for _, q in PANELS if q not in watched_run.answered]
+    assert [q for q in silent if not any(name in q for name in OF_TROUBLE)] == []
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not here")
+def test_no_alert_but_the_expected_ones_fires(watched_run: WatchedRun) -> None:
+    assert not watched_run.firing & {"InfomaeChunksDropped", "InfomaeIngestConflict", "InfomaeBundleRefused"}
+
+
+@dataclass
+class Killer:
+    """kill -9 of one process after the other, each when the demo has come far enough."""
+
+    deployment: Deployment
+    killed: list[str] = field(default_factory=list)
+
+    def __call__(self, facts: Facts, story: Story) -> None:
+        turns = [
+            ("watches collect", facts.samples > 4_000),
+            ("hub ingest", facts.samples > 10_000),
+            ("broker", facts.samples > 18_000),
+            ("phones collect", facts.samples > 26_000),
+            ("hub align", story.running and story.stage != ""),
+            ("watches detect", facts.n_detections > 3),
+        ]
+        for name, due in turns:
+            if due and name not in self.killed:
+                if self._kill(name):
+                    self.killed.append(name)
+                return  # one a turn, so that each death meets a running deployment
+
+    def _kill(self, name: str) -> bool:
+        if name == "broker":
+            broker = self.deployment.processes.running.pop("broker")
+            broker.kill()
+            broker.wait()
+            self.deployment.start_broker()
+            return True
+        parent, role = name.split()
+        pid = self.deployment.processes.pid(parent, role)
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+        return pid != 0
+
+
+@pytest.mark.skipif(not find_mosquitto(), reason="mosquitto is not here")
+def test_kills_in_the_middle_lose_nothing(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path / "out", REDUCED, "mosquitto")
+    killer = Killer(deployment)
+    began_s = time.monotonic()
+    try:
+        deployment.start()
+        watcher = deployment.watcher()
+        try:
+            result = play(deployment, watcher, LIMIT_S, lambda *_: None, killer, candidates=1)
+        finally:
+            watcher.close()
+    finally:
+        deployment.stop()
+    took_s = time.monotonic() - began_s
+    told = summary.build(
+        deployment.out, deployment.devices, result.status, deployment.processes.peaks_mb, took_s, time.time_ns()
+    )
+    assert set(killer.killed) == {
+        "watches collect",
+        "phones collect",
+        "hub ingest",
+        "hub align",
+        "broker",
+        "watches detect",
+    }
+    assert (told["lost"], told["logical_duplicates"]) == (0, 0), told["records"]
+    assert result.in_time and not result.ended_early
+    assert summary.problems(told) == []
+    restarts = {(n, r) for n, r in re.findall(r"(\w+) (\w+)", " ".join(deployment.processes.seen_pids))}
+    assert {("watches", "collect"), ("hub", "ingest"), ("hub", "align")} <= restarts
+    for name in ("watches collect", "phones collect", "hub ingest", "hub align", "watches detect"):
+        assert len(deployment.processes.seen_pids[name]) >= 2, f"{name} was not started again"
+
+
+def test_ctrl_c_gives_the_summary_and_loses_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    demo = run_demo(out)
+    try:
+        deadline = time.monotonic() + 90
+        while not list((out / "truth").glob("*.jsonl")):
+            assert demo.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
+        time.sleep(3)  # in the middle of the first recordings
+        demo.send_signal(signal.SIGINT)
+        text = demo.communicate(timeout=90)[0]
+    finally:
+        if demo.poll() is None:
+            demo.kill()
+    assert demo.returncode == 0, text
+    assert "What it came to" in text and "ended by hand" in text
+    told = json.loads((out / "summary.json").read_text())
+    assert told["chunks_accepted"] > 0 and (told["lost"], told["logical_duplicates"]) == (0, 0)
