@@ -28,5 +28,9 @@ class Finite:
                 scores += int((~np.isfinite(candidate.model.scores({name: windows.x_BCN}))).sum())
         found = weights + losses + scores
         return Verdict(
-            "finite", found == 0, float(found), 0.0, f"not finite: {weights} weights, {losses} losses, {scores} scores"
+            "finite",
+            found == 0,
+            float(found),
+            0.0,
+            f"{weights} weights, {losses} losses, {scores} scores are not finite",
         )

@@ -120,7 +120,7 @@ ROWS: Final = (
     Row(
         "Hub: pairs and alignment",
         (
-            Panel("Windows", "Windows on the grid with enough coverage.",
+            Panel("Windows", "Finished windows on the grid, by modality.",
                   (Query("sum by (kind) (infomae_windows_total)", "{{kind}}"),)),
             Panel("Pairs by outcome", "Candidates that became pairs, and why the others were refused.",
                   (Query("sum by (outcome) (infomae_pair_candidates_total)", "{{outcome}}"),), kind="bargauge"),
