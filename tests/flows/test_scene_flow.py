@@ -39,7 +39,7 @@ T0_S = 1_700_000_000
 SECONDS = 60
 PERIOD_S = 15.0
 SITES = ("north", "east", "south", "west", "mill", "bridge")  # the last two are held out
-BOTH = ["seismic", "acoustic"]
+BOTH, CLASSES = ["seismic", "acoustic"], ["quiet", "vehicle"]
 SYNCHRONISED = ClockQuality("declared", uncertainty_ns=1_000_000, synchronised=True)
 TRAIN = {
     "threads": 1,
@@ -140,7 +140,7 @@ def learned(road: Road) -> Path:
             road.play(outbox, site, BOTH)
             road.deliver(outbox)
         write_labels(road.labels, site)
-    take_labels(road.labels, road.lake, ["quiet", "vehicle"], Purpose.train)
+    take_labels(road.labels, road.lake, CLASSES, Purpose.train)
     Matcher(road.hub.matcher, road.hub.base_dir / "matcher.json").update(road.lake)
     folder = road.hub.base_dir / "runs" / "000001"
     run(freeze(road.lake, road.hub, 0), road.lake, RunInputs(1, folder, road.hub.gates), lambda *_: None)
