@@ -54,7 +54,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
-    for signum in (signal.SIGTERM, signal.SIGHUP):  # asked to end, or the terminal is gone: as Ctrl-C
+    # Asked to end, or the terminal is gone: as Ctrl-C. SIGINT too, which a shell's background job starts without.
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupt)
     began_s = time.monotonic()
     deployment = Deployment(arguments.out, REDUCED if arguments.reduced else FULL, arguments.broker)
