@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import signal
 import socket
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,16 @@ from infomae_stream.errors import ConfigError
 from infomae_stream.telemetry import EventLog, configure_logging
 
 log = EventLog("infomae.broker")
+
+
+class _SteadyDict(dict[Any, Any]):
+    """Loops over what it held when the loop began: amqtt 0.12 awaits in such loops while clients change the dict."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(super().__iter__()))
+
+    def items(self) -> list[tuple[Any, Any]]:  # type: ignore[override]
+        return list(super().items())
 
 
 def run(
@@ -58,6 +69,8 @@ async def _serve(host: str, port: int) -> None:
         lambda _loop, context: log.warning("client_dropped", reason=str(context.get("exception", context["message"])))
     )
     broker = Broker(config)
+    broker._subscriptions = _SteadyDict(broker._subscriptions)
+    broker._retained_messages = _SteadyDict(broker._retained_messages)
     try:
         await broker.start()
     except BrokerError as e:

@@ -46,14 +46,14 @@ class Broker:
             self._command = [program, "-c", str(config)]
         else:
             self._command = [sys.executable, "-m", "infomae_stream.cli", "broker", "run", "--port", str(self.port)]
-        self._log = folder / f"{kind}-{self.port}.log"
+        self.log = folder / f"{kind}-{self.port}.log"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Broker:
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
         try:
-            wait_until(self._listens, what=f"{self.kind} listening (see {self._log})")
+            wait_until(self._listens, what=f"{self.kind} listening (see {self.log})")
         except AssertionError:
             self.kill()
             raise

@@ -43,8 +43,8 @@ def sessions() -> Iterator[ExitStack]:
         yield stack
 
 
-def connect(stack: ExitStack, port: int, client_id: str, **options: Any) -> MqttSession:
-    session = MqttSession(MqttSettings(port=port), client_id, **options)
+def connect(stack: ExitStack, port: int, client_id: str, *, protocol: str = "auto", **options: Any) -> MqttSession:
+    session = MqttSession(MqttSettings(port=port, protocol=protocol), client_id, **options)
     session.start()
     stack.callback(session.close)
     wait_until(lambda: session.connected, what="connection")
@@ -222,3 +222,24 @@ def test_the_broker_command_refuses_the_network_without_being_told() -> None:
 def test_the_embedded_broker_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
     broker = Broker("amqtt", tmp_path).start()
     assert broker.stop() == 0
+
+
+def test_amqtt_bears_a_crowd_that_comes_at_once(tmp_path: Path, sessions: ExitStack) -> None:
+    broker = Broker("amqtt", tmp_path).start()
+    sessions.callback(broker.stop)
+    for i in range(30):  # there is something to send to every newcomer, while others subscribe
+        connect(sessions, broker.port, f"early-{i}", protocol="3.1.1").publish(f"x/{i}/birth", bytes(200), retain=True)
+    crowd = []
+    for i in range(60):
+        session = MqttSession(
+            MqttSettings(port=broker.port, protocol="3.1.1"),
+            f"late-{i}",
+            subscriptions=[(f"y/{i}", 1), ("x/+/birth", 1)],
+        )
+        sessions.callback(session.close)
+        crowd.append(session)
+    for session in crowd:
+        session.start()
+    for session in crowd:
+        assert len({m.topic for m in receive(session, 30)}) == 30
+    assert "changed size" not in broker.log.read_text()
