@@ -5,6 +5,7 @@ Legend: B windows, C channels, N samples, E embedding, D shared width, P pairs, 
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,11 +134,11 @@ def evaluate(
     source, target = _protocol(train, held_out, source, target)
     truth, known = held_out.modalities[target], held_out.modalities[target].label_B >= 0
     heads = model.config.head
-    fit = {"l2": heads.l2, "iterations": heads.iterations}
+    fit: dict[str, Any] = {"l2": heads.l2, "iterations": heads.iterations}
     e = {name: model.embed(name, train.modalities[name].x_BCN) for name in (source, target)}
     e_held = model.embed(target, truth.x_BCN)
     classes = len(train.classes)
-    source_head = fit_linear_head(e[source], train.modalities[source].label_B, classes, **fit)  # type: ignore[arg-type]
+    source_head = fit_linear_head(e[source], train.modalities[source].label_B, classes, **fit)
 
     def scored(predicted_B: NDArray[np.int64], windows: ModalityWindows) -> Score:
         return score(windows.label_B, predicted_B, windows.group_B, train.classes, seed=seed)
@@ -147,13 +148,13 @@ def evaluate(
     if len(pairs):
         e_source_PE, e_target_PE = e[source][pairs[:, 0]], e[target][pairs[:, 1]]
         carried = train.modalities[source].label_B[pairs[:, 0]]
-        pseudo = baselines.pseudolabel(source_head, e_source_PE, carried, e_target_PE, classes, **fit)  # type: ignore[arg-type]
+        pseudo = baselines.pseudolabel(source_head, e_source_PE, carried, e_target_PE, classes, **fit)
         plain["pseudolabel"] = scored(pseudo.predict(e_held), truth)
         sequence_P = train.modalities[source].sequence_B[pairs[:, 0]]
         mapped = baselines.ridge_map(source_head, e_target_PE, e_source_PE, sequence_P, e_held)
         plain["ridge_map"] = scored(mapped, truth)
     if oracle_labels is not None and target in oracle_labels:
-        own = baselines.own_labels(e[target], oracle_labels[target], classes, **fit)  # type: ignore[arg-type]
+        own = baselines.own_labels(e[target], oracle_labels[target], classes, **fit)
         plain["own_labels"] = scored(own.predict(e_held), truth)
     alone = held_out.modalities[source]
     return Evaluation(

@@ -36,7 +36,6 @@ EXTRA_OF: Final = {
     "amqtt": "broker",
     "torch": "train",
     "onnx": "train",
-    "scipy": "train",
 }
 
 
