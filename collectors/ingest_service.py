@@ -15,6 +15,7 @@ from collectors.ingest import Ingest, Outcome
 from infomae_stream.clock import NS_PER_S, Clock, SystemClock
 from infomae_stream.config import load_config
 from infomae_stream.errors import ConnectionFailed, LakeError
+from infomae_stream.failpoints import reached
 from infomae_stream.hub_config import HubConfig
 from infomae_stream.run_commands import ConfigOption
 from infomae_stream.session import MqttSession
@@ -127,7 +128,9 @@ class IngestService:
             self._refused_since_ns = None
         seconds = (self._clock.monotonic_ns() - start_ns) / NS_PER_S
         self._telemetry.histogram("infomae_ingest_commit_duration_seconds").observe(seconds)
+        reached("ingest.before_ack")
         self._acknowledge(outcome)
+        reached("ingest.after_ack")
 
     def _acknowledge(self, outcome: Outcome) -> None:
         for topic, payload in outcome.acks:

@@ -14,6 +14,7 @@ from collectors.uplink import Uplink
 from infomae_stream import __version__
 from infomae_stream.clock import NS_PER_S, Clock
 from infomae_stream.errors import ConnectionFailed, OutboxError, WireError
+from infomae_stream.failpoints import reached
 from infomae_stream.node_config import NodeConfig, NodeSettings
 from infomae_stream.outbox import Outbox
 from infomae_stream.session import Message, MqttSession
@@ -161,6 +162,7 @@ class Node:
             if not self._session.publish(record.topic, record.payload):
                 return
             self._uplink.sent(record)
+            reached("uplink.after_publish")
 
     def _announce(self) -> None:
         """After every connection anew: a broker without a store forgets what it retained."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from infomae_stream import outbox_schema as sql
 from infomae_stream.clock import NS_PER_S, Clock
 from infomae_stream.errors import OutboxError, OutboxFull, WireError
+from infomae_stream.failpoints import reached
 from infomae_stream.topics import node_topic, stream_topic
 from infomae_stream.types import Chunk, ClockQuality, Detection, Gap, StreamId, StreamSpec
 from infomae_stream.wire import Ack, decode_chunk, encode_chunk, encode_detection, encode_gap, samples_crc32
@@ -177,6 +178,8 @@ class Outbox:
                 self.check_room()
             with self._transaction():
                 accepted = self._write()
+                reached("outbox.before_commit")
+            reached("outbox.after_commit")
         except OutboxFull:
             self.discard()
             raise
@@ -216,12 +219,20 @@ class Outbox:
         if any(last > last_seq for _, _, last in ranges):
             raise WireError("the ack names records that do not exist", reason="schema", where=str(self.path))
         with self._transaction():
-            return sum(self._db.execute(sql.ACKNOWLEDGE, values).rowcount for values in ranges)
+            count = sum(self._db.execute(sql.ACKNOWLEDGE, values).rowcount for values in ranges)
+            reached("outbox.before_acknowledge")
+        reached("outbox.after_acknowledge")
+        return count
 
     def purge(self, keep_s: float) -> int:
         """Delete records that were acknowledged and accepted more than `keep_s` ago; returns how many."""
         with self._transaction():
-            return self._db.execute(sql.PURGE, (self._clock.now_ns() - round(keep_s * NS_PER_S),)).rowcount
+            count = self._db.execute(sql.PURGE, (self._clock.now_ns() - round(keep_s * NS_PER_S),)).rowcount
+            if count:
+                reached("outbox.before_purge")
+        if count:
+            reached("outbox.after_purge")
+        return count
 
     def tail_chunks(self, after_seq: int, limit: int) -> list[Chunk]:
         """Chunks with seq above `after_seq`, acknowledged or not, oldest first. Raises OutboxError for a broken row."""

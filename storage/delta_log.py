@@ -21,6 +21,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError
 
 from infomae_stream.errors import LakeError
+from infomae_stream.failpoints import reached
 from infomae_stream.telemetry import EventLog
 from storage.durable import create_exclusively, make_folders, sync_path
 from storage.schemas import TableLayout
@@ -77,7 +78,11 @@ class DeltaLog:
             "engineInfo": "infomae-stream",
         }
         lines = [{"commitInfo": info}, *actions]
-        return create_exclusively(self._file(version), "".join(json.dumps(a) + "\n" for a in lines).encode())
+        reached("lake.before_commit")
+        done = create_exclusively(self._file(version), "".join(json.dumps(a) + "\n" for a in lines).encode())
+        if done:
+            reached("lake.after_commit")
+        return done
 
     def commit_or_clear(self, version: int, adds: Sequence[Action], now_ns: int) -> bool:
         """`try_commit`; when that raises and nothing landed, the segments of `adds` are removed before the OSError."""

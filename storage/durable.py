@@ -6,6 +6,8 @@ import os
 import uuid
 from pathlib import Path
 
+from infomae_stream.failpoints import reached
+
 
 def sync_path(path: Path) -> None:
     """fsync a file or a folder through a descriptor of its own. Raises OSError."""
@@ -49,5 +51,6 @@ def create_exclusively(path: Path, content: bytes) -> bool:
             return False
     finally:
         temporary.unlink(missing_ok=True)
+    reached("lake.before_folder_sync")
     sync_path(path.parent)
     return True

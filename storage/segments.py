@@ -17,6 +17,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from infomae_stream.errors import LakeError
+from infomae_stream.failpoints import reached
 from infomae_stream.wire import seq_ranges
 from storage.durable import make_folders, sync_path, temporary_beside
 from storage.identities import OutboxKey
@@ -123,8 +124,11 @@ def _write_durably(path: Path, layout: TableLayout, rows: pa.Table) -> None:
                 write_statistics=[*layout.stats],
             )
             f.flush()
+            reached("segment.before_sync")
             os.fsync(f.fileno())
+        reached("segment.before_rename")
         temporary.rename(path)
+        reached("segment.after_rename")
     finally:
         temporary.unlink(missing_ok=True)
     sync_path(path.parent)
