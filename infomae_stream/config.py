@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from infomae_stream.errors import ConfigError
 
@@ -22,7 +22,18 @@ ENV_PREFIX = "INFOMAE__"
 class Settings(BaseModel):
     """Base of every configuration section: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _taken_at_its_word(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic would read "1" and true as 1, and "no" as false: a file that says so has a mistake in it."""
+        wanted = cls.model_fields[str(info.field_name)].annotation
+        if wanted in (int, float) and isinstance(value, bool | str):
+            raise ValueError("a number is wanted")
+        if wanted is bool and not isinstance(value, bool):
+            raise ValueError("true or false is wanted")
+        return value
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -37,7 +48,7 @@ def load_config(path: Path, model: type[S], environ: Mapping[str, str] = os.envi
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigError(f"cannot read the file: {e.strerror}", where=str(path)) from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ConfigError(f"not valid TOML: {e}", where=str(path)) from e
     apply_environment(raw, environ)
     if "base_dir" in model.model_fields:

@@ -1,4 +1,4 @@
-"""What a hub's TOML file may say: ingest, matcher, aligner, bundle server."""
+"""What a hub's TOML file may say: ingest, maintenance of the lake, matcher, aligner, bundle server."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class HubMetrics(Settings):
     host: str = "127.0.0.1"
     ingest_port: Port = 9201
     align_port: Port = 9202
+    maintain_port: Port = 9203
 
 
 class LakeSettings(Settings):
@@ -23,10 +24,34 @@ class LakeSettings(Settings):
 
 class IngestSettings(Settings):
     commit_interval_s: float = Field(1.0, gt=0, le=60)
-    commit_bytes: int = Field(32_000_000, ge=100_000)
+    commit_bytes: int = Field(32_000_000, ge=100_000, le=1_000_000_000)
     max_inflight_bytes: int = Field(128_000_000, ge=1_000_000)
+    # Free disk space that commits must leave; left out: a hundredth of the disk, 500 MB at most.
+    reserve_bytes: int | None = Field(None, ge=0)
     dead_letter_bytes: int = Field(50_000_000, ge=0)
     shared_subscription: str = ""  # group name; MQTT 5 brokers only
+
+
+class MaintenanceSettings(Settings):
+    """How the lake is kept in few files. A file may be written again log_fan_in(target_bytes / its size) times."""
+
+    interval_s: float = Field(60.0, gt=0)
+    target_bytes: int = Field(128_000_000, ge=100_000)
+    fan_in: int = Field(8, ge=2, le=256)
+    memory_bytes: int = Field(64_000_000, ge=1_000_000)  # decoded rows of one merge
+    vacuum_interval_s: float = Field(3600.0, gt=0)
+    grace_s: float = Field(86_400.0, ge=60)  # longer than the longest read, merge and training run
+    keep_promoted_runs: int = Field(0, ge=0)  # whose table versions stay readable; 0: all
+
+
+class RetentionSettings(Settings):
+    """What the lake keeps; 0 is no limit. What is in a pair or has a label goes last."""
+
+    max_bytes: int = Field(0, ge=0)
+    max_age_days: float = Field(0.0, ge=0)
+    keep_paired_days: float = Field(0.0, ge=0)
+    keep_labelled_days: float = Field(0.0, ge=0)
+    margin_s: float = Field(5.0, ge=0)  # kept on both sides of a pair or label
 
 
 class MatcherSettings(Settings):
@@ -82,6 +107,8 @@ class HubConfig(Settings):
     metrics: HubMetrics = HubMetrics()
     lake: LakeSettings = LakeSettings()
     ingest: IngestSettings = IngestSettings()
+    maintenance: MaintenanceSettings = MaintenanceSettings()
+    retention: RetentionSettings = RetentionSettings()
     matcher: MatcherSettings
     align: AlignSettings
     gates: GateSettings = GateSettings()

@@ -34,6 +34,11 @@ class MqttSettings(Settings):
     key_file: str = ""
     keepalive_s: int = Field(30, ge=5)
 
+    def for_node(self, node: str) -> MqttSettings:
+        """These settings with the node's id for `{node}` in cert_file and key_file: each node has its own."""
+        names = {key: getattr(self, key).replace("{node}", node) for key in ("cert_file", "key_file")}
+        return self.model_copy(update=names)
+
 
 class MetricsSettings(Settings):
     host: str = "127.0.0.1"
@@ -44,13 +49,18 @@ class MetricsSettings(Settings):
 class OutboxSettings(Settings):
     commit_interval_s: float = Field(1.0, gt=0, le=60)
     keep_s: float = Field(60.0, ge=0)  # acknowledged rows stay this long for the detector
-    max_bytes: int = Field(2_000_000_000, ge=1_000_000)
-    reserve_bytes: int = Field(50_000_000, ge=0)  # free disk space that chunks must leave
+    max_bytes: int = Field(2_000_000_000, ge=1_000_000)  # beyond this the oldest of the least important goes
+    max_age_s: float = Field(0.0, ge=0)  # chunks that waited longer are shed; 0: however old
+    reserve_bytes: int = Field(50_000_000, ge=0)  # free disk space into which the outbox does not grow
 
 
 class UplinkSettings(Settings):
     max_inflight_bytes: int = Field(1_000_000, ge=10_000)
     resend_after_s: float = Field(10.0, gt=0)  # an unacknowledged record is sent again after this
+    # Catching up, beside what is new: 5 x what a node with 8 kHz audio, 100 Hz seismic and IMU makes (17.6 kB/s), so
+    # that an outage is made good in a fifth of its length and a thousand nodes at once bring a hub 88 MB/s. 0: no cap.
+    max_bytes_per_s: int = Field(88_000, ge=0)
+    start_jitter_s: float = Field(10.0, ge=0, le=600)  # after a reconnect a backlog waits a random time up to this
 
 
 class DetectSettings(Settings):
@@ -64,17 +74,26 @@ class DetectSettings(Settings):
 class ClockSettings(Settings):
     """Where this node's time comes from. `system` asks the kernel; `declared` states it (recordings, tests)."""
 
-    source: str = Field("system", pattern="^(system|chrony|declared)$")
+    source: str = Field("system", pattern="^(system|chrony|gpsd|declared)$")
+    gpsd_port: Port = 2947  # on this machine
     declared_source: str = "declared"
     offset_ms: float = 0.0  # error of this node's clock as it sits in the data (declared only)
     uncertainty_ms: float = 1.0
     synchronised: bool = True
 
 
+class SheddingSettings(Settings):
+    """For one stream, what goes first when there is no room; what is left out is as its kind and the outbox say."""
+
+    priority: int | None = Field(None, ge=1, le=9)  # 1 goes first; acoustic has 3, every other kind 5
+    max_age_s: float | None = Field(None, ge=0)
+
+
 class NodeSettings(Settings):
     site: Id
     node: Id
     clock: ClockSettings = ClockSettings()
+    shedding: dict[Id, SheddingSettings] = {}  # by stream
     # A source checks its own options (collectors/sources), so that the kernel knows no sensor.
     sources: list[dict[str, Any]] = Field(min_length=1)
 

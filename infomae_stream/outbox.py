@@ -6,13 +6,11 @@ with its own `Outbox`; sequence numbers are given out inside the commit, so both
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,70 +19,67 @@ from numpy.typing import NDArray
 
 from infomae_stream import outbox_schema as sql
 from infomae_stream.clock import NS_PER_S, Clock
-from infomae_stream.errors import OutboxError, OutboxFull, WireError
+from infomae_stream.errors import OutboxFull, WireError
 from infomae_stream.failpoints import reached
+from infomae_stream.folders import make_folders
+from infomae_stream.gap_spans import GapSpan
+from infomae_stream.outbox_file import connect, free_bytes, reusable_bytes, translated
+from infomae_stream.outbox_reader import Accepted, OutboxReader, Record
+from infomae_stream.shedding import REASON, Batch, Shedder, SheddingPolicy, ShedRecord
 from infomae_stream.topics import node_topic, stream_topic
 from infomae_stream.types import Chunk, ClockQuality, Detection, Gap, StreamId, StreamSpec
-from infomae_stream.wire import Ack, decode_chunk, encode_chunk, encode_detection, encode_gap, samples_crc32
+from infomae_stream.wire import CONTENT_MODULUS, Ack, encode_chunk, encode_detection, encode_gap, samples_crc32
 
-BUSY_TIMEOUT_S: Final = 10.0
-WAL_LIMIT_BYTES: Final = 4_000_000
-CACHE_KB: Final = 512  # a process may have twenty of these files open
+__all__ = ["Accepted", "Outbox", "Record"]
+
 MAX_BUFFERED_BYTES: Final = 64_000_000
+MAX_ACK_RANGES: Final = 10_000  # so many are written at once and not with the next commit
+PAGES_BYTES: Final = 65_536  # what a commit needs beside the payloads: index, sums, a started page of each
+SHED_BATCHES: Final = 8  # of one call, so that a limit that was lowered a lot does not hold up the sensors
+SHED_AHEAD_BYTES: Final = 1_000_000  # given up beyond what is needed, so that it is not done at every commit
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """One record after D1. crc32 is that of a chunk's samples, 0 for other kinds; stream is "" for detections."""
-
-    kind: str
-    topic: str
-    stream: str
-    epoch: str
-    seq: int
-    start_ns: int
-    n_samples: int
-    crc32: int
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What travels."""
-
-    seq: int
-    topic: str
-    payload: bytes
-
-
-class Outbox:
+class Outbox(OutboxReader):
     """Not for sharing between threads. `put_*` only buffer; `commit` writes."""
 
     def __init__(
-        self, connection: sqlite3.Connection, path: Path, clock: Clock, max_bytes: int, reserve_bytes: int
+        self,
+        connection: sqlite3.Connection,
+        path: Path,
+        clock: Clock,
+        max_bytes: int,
+        reserve_bytes: int,
+        shedding: SheddingPolicy | None = None,
     ) -> None:
-        self._db = connection
-        self.path = path
-        self._clock = clock
+        super().__init__(connection, path, clock)
         self._max_bytes = max_bytes
         self._reserve_bytes = reserve_bytes
         self._records: list[Chunk | Gap | Detection] = []
         self._states: dict[str, bytes] = {}
         self._buffered_bytes = 0
-        self.epoch = self._read_or_make_epoch()
+        self.written_bytes = 0  # payloads that this opener has written, whatever became of the transaction
+        self._acks: list[tuple[int, int, int]] = []
+        self._shedder = None if shedding is None else Shedder(shedding)
+        self._shed_counts: Counter[str] = Counter()
+        # Told of what is about to be given up, before that is committed: an audit must not miss it.
+        self.on_shed: Callable[[list[ShedRecord]], None] = lambda records: None
 
     @classmethod
-    def open(cls, path: Path, clock: Clock, *, max_bytes: int, reserve_bytes: int) -> Outbox:
+    def open(
+        cls, path: Path, clock: Clock, *, max_bytes: int, reserve_bytes: int, shedding: SheddingPolicy | None = None
+    ) -> Outbox:
         """Open the file, made with its folder when there is none.
 
+        shedding: how room is made when there is none; only one opener of a file has it, the others are refused then.
         Raises OutboxFull when there is no room for a new file, OutboxError when it is no outbox or cannot be read.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            db = _connect(path)
+            make_folders(path.parent)
+            db = connect(path)
         except (sqlite3.Error, OSError) as e:
-            raise _translated(e, path) from e
+            raise translated(e, path) from e
         try:
-            return cls(db, path, clock, max_bytes, reserve_bytes)
+            return cls(db, path, clock, max_bytes, reserve_bytes, shedding)
         except BaseException:
             db.close()
             raise
@@ -148,24 +143,38 @@ class Outbox:
         """Forget what is buffered."""
         self._records, self._states, self._buffered_bytes = [], {}, 0
 
-    def check_room(self, more_bytes: int = 0) -> None:
-        """Raise OutboxFull when what is buffered, and `more_bytes`, would break the byte limit or the reserve."""
-        wanted = self._buffered_bytes + more_bytes
-        with self._reading():
-            stored = int(self._db.execute("SELECT stored_bytes FROM totals").fetchone()[0])
-        if stored + wanted > self._max_bytes:
-            raise OutboxFull(
-                f"{stored} bytes are stored, {self._max_bytes} are allowed", where=str(self.path), fix="raise max_bytes"
-            )
-        disk = os.statvfs(self.path.parent)
-        # The log and the file itself may both have to grow by the batch.
-        if disk.f_bavail * disk.f_frsize - 2 * wanted < self._reserve_bytes:
-            raise OutboxFull(
-                f"less than {self._reserve_bytes} bytes are free on the disk", where=str(self.path), fix="free some"
-            )
+    def make_room(self, more_bytes: int = 0) -> None:
+        """Shed until what is buffered, and `more_bytes`, fits. Raises OutboxFull when it does not even so.
+
+        Nothing is shed for what would not fit into an empty outbox, and what waiting acks name goes first. A limit that
+        was lowered is reached over many calls: it is enough that more goes than comes.
+        """
+        lacking, problem = self._lacking(more_bytes)
+        wanted, freed = self._buffered_bytes + more_bytes, 0
+        if problem is not None and self._shedder is not None and wanted <= self._max_bytes:
+            self.write_acks()
+            for _ in range(SHED_BATCHES):
+                batch = self._shed(lacking)
+                freed += batch.freed_bytes
+                lacking, problem = self._lacking(more_bytes)
+                if problem is None or not batch.freed_bytes:
+                    break
+        if problem is not None and freed <= 2 * wanted:
+            raise problem
+
+    def shed_expired(self) -> int:
+        """Shed chunks that have waited for longer than the policy allows, a batch at most; returns how many records."""
+        if self._shedder is None or not self._shedder.expires:
+            return 0
+        return len(self._shed(None).records)
+
+    def take_shed(self) -> Counter[str]:
+        """How many records were shed since the last call, by stream; detections under their own name."""
+        counts, self._shed_counts = self._shed_counts, Counter()
+        return counts
 
     def commit(self) -> list[Accepted]:
-        """D1: write everything buffered in one transaction, on disk when this returns.
+        """D1: write everything buffered in one transaction, on disk when this returns; waiting acks go with it.
 
         Raises OutboxFull when there is no room: nothing was written, the buffer is empty, the caller accounts for what
         it had put there. Raises OutboxError when the file is locked or broken: nothing was written, the buffer stays.
@@ -175,8 +184,9 @@ class Outbox:
         try:
             # Chunks only: gaps and detections may use the reserve.
             if any(isinstance(record, Chunk) for record in self._records):
-                self.check_room()
+                self.make_room()
             with self._transaction():
+                self._mark_acknowledged()
                 accepted = self._write()
                 reached("outbox.before_commit")
             reached("outbox.after_commit")
@@ -184,45 +194,52 @@ class Outbox:
             self.discard()
             raise
         self.discard()
+        self._acks.clear()
         return accepted
 
     # -- giving out ----------------------------------------------------------------------------------------------------
 
-    def pending(self, limit_bytes: int, after_seq: int = 0) -> list[Record]:
-        """Records without ack, oldest first, at least one if there is any, together at most about `limit_bytes`."""
-        records: list[Record] = []
-        with self._reading():
-            for seq, topic, payload, size in self._db.execute(sql.PENDING, (after_seq,)):
-                limit_bytes -= size
-                if records and limit_bytes < 0:
-                    break
-                records.append(Record(seq, topic, payload))
-        return records
+    def put_ack(self, ack: Ack) -> list[tuple[int, int]]:
+        """D4, with the next commit: an fsync for every ack would cost more than sending again after a power cut.
 
-    def record(self, seq: int) -> Record | None:
-        """The record, unless it has been acknowledged."""
-        with self._reading():
-            row = self._db.execute(sql.RECORD, (seq,)).fetchone()
-        return None if row is None else Record(row[0], row[1], row[2])
-
-    def acknowledge(self, ack: Ack) -> int:
-        """Mark what `ack` names; returns how many records that were waiting it took off, 0 for another outbox's ack.
-
-        Raises WireError(reason="schema") when it names what was never sent; OutboxFull or OutboxError when the mark
-        cannot be written (the hub acknowledges again when the record is sent again).
+        Return the ranges that it takes off. Another outbox's ack changes nothing, nor does a durable range whose sum
+        is not that of the records here: a copy of this outbox had other content under the same numbers, or some of
+        them are gone. What still waits of it is sent again, and the hub then tells.
+        Raises WireError(reason="schema") when it names what was never sent.
         """
         if ack.epoch != self.epoch:
-            return 0
-        ranges = [(1, first, last) for first, last in ack.durable]
-        ranges += [(2, first, last) for first, last, _ in ack.refused]
+            return []
         last_seq = self.last_seq()
-        if any(last > last_seq for _, _, last in ranges):
+        named = [last for _, last in ack.durable] + [last for _, last, _ in ack.refused]
+        if any(last > last_seq for last in named):
             raise WireError("the ack names records that do not exist", reason="schema", where=str(self.path))
+        sums = ack.sums or (None,) * len(ack.durable)
+        ours = [r for r, told in zip(ack.durable, sums, strict=True) if told is None or self._has_content(r, told)]
+        ranges = [(1, first, last) for first, last in ours]
+        ranges += [(2, first, last) for first, last, _ in ack.refused]
+        self._acks += ranges
+        if len(self._acks) > MAX_ACK_RANGES:
+            self.write_acks()
+        return [(first, last) for _, first, last in ranges]
+
+    def write_acks(self) -> int:
+        """Mark what the acks since the last commit name; returns how many records that were waiting they took off.
+
+        Raises OutboxFull or OutboxError when that cannot be written; the acks are kept, and tried again.
+        """
+        if not self._acks:
+            return 0
         with self._transaction():
-            count = sum(self._db.execute(sql.ACKNOWLEDGE, values).rowcount for values in ranges)
+            count = self._mark_acknowledged()
             reached("outbox.before_acknowledge")
+        self._acks.clear()
         reached("outbox.after_acknowledge")
         return count
+
+    def acknowledge(self, ack: Ack) -> int:
+        """`put_ack` and `write_acks` at once."""
+        self.put_ack(ack)
+        return self.write_acks()
 
     def purge(self, keep_s: float) -> int:
         """Delete records that were acknowledged and accepted more than `keep_s` ago; returns how many."""
@@ -234,56 +251,6 @@ class Outbox:
             reached("outbox.after_purge")
         return count
 
-    def tail_chunks(self, after_seq: int, limit: int) -> list[Chunk]:
-        """Chunks with seq above `after_seq`, acknowledged or not, oldest first. Raises OutboxError for a broken row."""
-        with self._reading():
-            rows = self._db.execute(sql.TAIL_CHUNKS, (after_seq, limit)).fetchall()
-        try:
-            return [decode_chunk(payload) for (payload,) in rows]
-        except WireError as e:
-            raise OutboxError(f"a record cannot be read: {e}", where=str(self.path)) from e
-
-    def accepted_after(self, seq: int, limit: int = 1000) -> list[Accepted]:
-        """What has been accepted after `seq` and is still here, in order."""
-        with self._reading():
-            rows = self._db.execute(sql.ACCEPTED_AFTER, (seq, limit)).fetchall()
-        return [Accepted(kind, topic, stream, self.epoch, *rest) for kind, topic, stream, *rest in rows]
-
-    def last_seq(self) -> int:
-        """The highest sequence number given out so far; 0 for none."""
-        with self._reading():
-            return int(self._db.execute(sql.LAST_SEQ).fetchone()[0])
-
-    def unacked_bytes(self) -> int:
-        with self._reading():
-            return int(self._db.execute("SELECT pending_bytes FROM totals").fetchone()[0])
-
-    def oldest_unacked_ns(self) -> int | None:
-        """When the oldest record without ack was accepted (this node's wall clock); None when nothing waits."""
-        with self._reading():
-            row = self._db.execute(sql.OLDEST).fetchone()
-        return None if row is None else int(row[0])
-
-    def streams(self) -> list[StreamSpec]:
-        """Every stream that ever had a chunk here, as it was described last."""
-        with self._reading():
-            rows = self._db.execute("SELECT spec FROM streams ORDER BY stream").fetchall()
-        return [StreamSpec.from_dict(json.loads(spec)) for (spec,) in rows]
-
-    def get_state(self, key: str) -> bytes | None:
-        with self._reading():
-            row = self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
-        return None if row is None else bytes(row[0])
-
-    def set_state(self, key: str, value: bytes) -> None:
-        """Write a named value at once, on disk when this returns."""
-        with self._transaction():
-            self._db.execute(sql.UPSERT_STATE, (key, value))
-
-    def close(self) -> None:
-        """Buffered records are lost: they were never accepted."""
-        self._db.close()
-
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _buffer(self, record: Chunk | Gap | Detection, size: int) -> None:
@@ -292,74 +259,74 @@ class Outbox:
         self._records.append(record)
         self._buffered_bytes += size
 
+    def _lacking(self, more_bytes: int) -> tuple[int, OutboxFull | None]:
+        """Bytes that must go before what is buffered, and `more_bytes`, has room; and why, None when it has."""
+        wanted = self._buffered_bytes + more_bytes
+        with self._reading():
+            stored = int(self._db.execute("SELECT stored_bytes FROM totals").fetchone()[0])
+            reusable = reusable_bytes(self._db)
+        where = str(self.path)
+        if stored + wanted > self._max_bytes:
+            text = f"{stored} bytes are stored, {self._max_bytes} are allowed"
+            return stored + wanted - self._max_bytes, OutboxFull(text, where=where, fix="raise max_bytes")
+        # The log and the file itself may both have to grow by the batch; the file not where it has pages to use again.
+        if free_bytes(self.path.parent) - 2 * wanted < self._reserve_bytes and reusable < 2 * wanted + PAGES_BYTES:
+            text = f"less than {self._reserve_bytes} bytes are free on the disk"
+            return 2 * wanted + PAGES_BYTES - reusable, OutboxFull(text, where=where, fix="free some")
+        return 0, None
+
+    def _shed(self, lacking: int | None) -> Batch:
+        """One transaction: rows go, gap records come. lacking: None for what is too old."""
+        assert self._shedder is not None
+        committed = False
+        try:
+            with self._transaction():
+                if lacking is None:
+                    batch = self._shedder.expire(self._db, self._clock.now_ns(), self._put_shed_gap)
+                else:
+                    ahead = min(SHED_AHEAD_BYTES, self._max_bytes // 20)
+                    batch = self._shedder.free(self._db, lacking + ahead, self._put_shed_gap)
+                if batch.records:
+                    self.on_shed(batch.records)
+                    reached("outbox.before_shed")
+            committed = True
+        finally:
+            self._shedder.settle(committed=committed)
+        if batch.records:
+            reached("outbox.after_shed")
+        self._shed_counts.update(r.stream_id.stream for r in batch.records if r.kind != "gap")
+        return batch
+
+    def _put_shed_gap(self, stream_id: StreamId, span: GapSpan) -> int:
+        gap = Gap(stream_id, self.epoch, 0, span.start_ns, span.end_ns, REASON, span.n_samples)
+        last_seq = int(self._db.execute(sql.LAST_SEQ).fetchone()[0])
+        return self._insert(gap, last_seq + 1, self._clock.now_ns()).seq
+
+    def _has_content(self, seqs: tuple[int, int], told: int) -> bool:
+        with self._reading():
+            count, total = self._db.execute(sql.CONTENT_SUM, seqs).fetchone()
+        return bool(count == seqs[1] - seqs[0] + 1 and total % CONTENT_MODULUS == told)
+
+    def _mark_acknowledged(self) -> int:
+        return sum(self._db.execute(sql.ACKNOWLEDGE, values).rowcount for values in self._acks)
+
+    def _insert(self, record: Chunk | Gap | Detection, seq: int, now_ns: int) -> Accepted:
+        kind, topic, stream, payload, crc32, n_samples = _encoded(replace(record, seq=seq))
+        row = (seq, kind, topic, stream, record.start_ns, n_samples, crc32, now_ns, len(payload), payload)
+        self._db.execute(sql.INSERT_RECORD, row)
+        self.written_bytes += len(payload)
+        return Accepted(kind, topic, stream, self.epoch, seq, record.start_ns, n_samples, crc32)
+
     def _write(self) -> list[Accepted]:
         last_seq = int(self._db.execute(sql.LAST_SEQ).fetchone()[0])
         now_ns = self._clock.now_ns()
-        accepted = []
-        for seq, record in enumerate(self._records, last_seq + 1):
-            kind, topic, stream, payload, crc32, n_samples = _encoded(replace(record, seq=seq))
-            row = (seq, kind, topic, stream, record.start_ns, n_samples, crc32, now_ns, len(payload), payload)
-            self._db.execute(sql.INSERT_RECORD, row)
-            accepted.append(Accepted(kind, topic, stream, self.epoch, seq, record.start_ns, n_samples, crc32))
+        accepted = [self._insert(record, seq, now_ns) for seq, record in enumerate(self._records, last_seq + 1)]
         specs = {str(record.spec.id): record.spec for record in self._records if isinstance(record, Chunk)}
         for name, spec in specs.items():
             self._db.execute(sql.UPSERT_STREAM, (name, json.dumps(spec.to_dict())))
         for item in self._states.items():
             self._db.execute(sql.UPSERT_STATE, item)
         return accepted
-
-    def _read_or_make_epoch(self) -> str:
-        with self._transaction():
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version != sql.VERSION:
-                raise OutboxError(f"format {version}, this program reads {sql.VERSION}", where=str(self.path))
-            # OR IGNORE: collector and detector may make the file together.
-            self._db.execute("INSERT OR IGNORE INTO state VALUES ('epoch', ?)", (os.urandom(8).hex().encode(),))
-            return bytes(self._db.execute("SELECT value FROM state WHERE key = 'epoch'").fetchone()[0]).decode()
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as e:
-            raise _translated(e, self.path) from e
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All of the block or nothing. Raises OutboxFull or OutboxError for what SQLite and the disk say."""
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except BaseException as e:
-            self._roll_back()
-            if isinstance(e, sqlite3.Error):
-                raise _translated(e, self.path) from e
-            raise
-
-    def _roll_back(self) -> None:
-        try:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-        except sqlite3.Error:
-            # A descriptor that failed once is not trusted again; what was not committed is not there.
-            self._db.close()
-            self._db = _connect(self.path)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
-        db.execute(f"PRAGMA cache_size = -{CACHE_KB}")
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            db.executescript(f"BEGIN IMMEDIATE; {sql.SCHEMA} PRAGMA user_version = {sql.VERSION}; COMMIT;")
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 def _encoded(record: Chunk | Gap | Detection) -> tuple[str, str, str, bytes, int, int]:
@@ -373,13 +340,3 @@ def _encoded(record: Chunk | Gap | Detection) -> tuple[str, str, str, bytes, int
         s = record.stream
         return "gap", stream_topic(s.site, s.node, s.stream, "gap"), s.stream, encode_gap(record), 0, record.n_samples
     return "detection", node_topic(record.site, record.node, "detections"), "", encode_detection(record), 0, 0
-
-
-def _translated(error: Exception, path: Path) -> OutboxError:
-    if isinstance(error, sqlite3.Error):
-        full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-    else:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if full:
-        return OutboxFull(f"the disk is full ({error})", where=str(path), fix="free some; nothing half was written")
-    return OutboxError(f"the outbox cannot be used ({error})", where=str(path), fix="is it a disk's fault, or a lock?")

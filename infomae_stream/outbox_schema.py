@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS records (
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS records (
     bytes INTEGER NOT NULL,
     payload BLOB NOT NULL
 );
-CREATE INDEX IF NOT EXISTS records_pending ON records (seq, bytes) WHERE acked = 0;
+CREATE INDEX IF NOT EXISTS records_waiting ON records (seq, kind, stream, bytes) WHERE acked = 0;
 CREATE INDEX IF NOT EXISTS records_done ON records (accepted_ns) WHERE acked > 0;
 CREATE TABLE IF NOT EXISTS streams (stream TEXT PRIMARY KEY, spec TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -44,20 +44,43 @@ CREATE TRIGGER IF NOT EXISTS records_deleted AFTER DELETE ON records BEGIN
 END;
 """
 
+# Version 1 had a narrower index, from which the chunks of one stream could not be found.
+UPGRADE: Final = """
+DROP INDEX IF EXISTS records_pending;
+CREATE INDEX IF NOT EXISTS records_waiting ON records (seq, kind, stream, bytes) WHERE acked = 0;
+"""
+
 INSERT_RECORD: Final = """
 INSERT INTO records (seq, kind, topic, stream, start_ns, n_samples, crc32, accepted_ns, bytes, payload)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 LAST_SEQ: Final = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'records'), 0)"
-PENDING: Final = "SELECT seq, topic, payload, bytes FROM records WHERE acked = 0 AND seq > ? ORDER BY seq"
+PENDING: Final = (
+    "SELECT seq, topic, payload, bytes FROM records INDEXED BY records_waiting WHERE acked = 0 AND seq > ? ORDER BY seq"
+)
 RECORD: Final = "SELECT seq, topic, payload, bytes FROM records WHERE acked = 0 AND seq = ?"
+# As wire.content_sum, and the number of rows that are still there.
+CONTENT_SUM: Final = """
+SELECT count(*), coalesce(sum((start_ns + crc32) % 4294967296), 0) FROM records WHERE seq BETWEEN ? AND ?
+"""
 ACKNOWLEDGE: Final = "UPDATE records SET acked = ? WHERE acked = 0 AND seq BETWEEN ? AND ?"
 PURGE: Final = "DELETE FROM records WHERE acked > 0 AND accepted_ns <= ?"
 TAIL_CHUNKS: Final = "SELECT payload FROM records WHERE kind = 'chunk' AND seq > ? ORDER BY seq LIMIT ?"
-OLDEST: Final = "SELECT accepted_ns FROM records WHERE acked = 0 ORDER BY seq LIMIT 1"
+OLDEST: Final = "SELECT accepted_ns FROM records INDEXED BY records_waiting WHERE acked = 0 ORDER BY seq LIMIT 1"
 ACCEPTED_AFTER: Final = """
 SELECT kind, topic, stream, seq, start_ns, n_samples, crc32 FROM records WHERE seq > ? ORDER BY seq LIMIT ?
 """
+OLDEST_DONE: Final = "SELECT seq, bytes FROM records WHERE acked > 0 ORDER BY accepted_ns LIMIT ?"
+WAITING_CHUNKS: Final = """
+SELECT seq FROM records INDEXED BY records_waiting WHERE acked = 0 AND kind = 'chunk' AND stream = ? AND seq > ?
+ORDER BY seq LIMIT ?
+"""
+WAITING_DETECTIONS: Final = """
+SELECT seq, payload, bytes FROM records INDEXED BY records_waiting WHERE acked = 0 AND kind = 'detection'
+ORDER BY seq LIMIT ?
+"""
+WAITING_GAPS: Final = "SELECT seq, payload FROM records INDEXED BY records_waiting WHERE acked = 0 AND kind = 'gap'"
+ROW: Final = "SELECT start_ns, n_samples, accepted_ns, bytes, payload FROM records WHERE seq = ?"
 UPSERT_STREAM: Final = """
 INSERT INTO streams (stream, spec) VALUES (?, ?) ON CONFLICT (stream) DO UPDATE SET spec = excluded.spec
     WHERE spec <> excluded.spec

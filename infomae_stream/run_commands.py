@@ -28,9 +28,9 @@ def node_run(config: ConfigOption) -> None:
 
 
 def hub_run(config: ConfigOption) -> None:
-    """Start and watch `hub ingest` and `hub align`; each is started again when it ends."""
+    """Start and watch `hub ingest`, `hub maintain` and `hub align`; each is started again when it ends."""
     load_config(config, HubConfig)
-    _supervise({name: ["hub", name, "--config", str(config)] for name in ("ingest", "align")}, "hub")
+    _supervise({name: ["hub", name, "--config", str(config)] for name in ("ingest", "maintain", "align")}, "hub")
 
 
 def _supervise(children: dict[str, Sequence[str]], name: str) -> None:

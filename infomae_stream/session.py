@@ -11,20 +11,19 @@ import os
 import random
 import select
 import socket
-import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from infomae_stream.broker_refusal import BrokerRecord, Refusal
 from infomae_stream.errors import ConfigError, ConnectionFailed
 from infomae_stream.node_config import MqttSettings
 
@@ -39,8 +38,7 @@ UNSUPPORTED_PROTOCOL: Final = (1, 132)
 NOT_ALLOWED: Final = (4, 5, 134, 135, 138, 140)
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     topic: str
     payload: bytes
     retain: bool = False
@@ -54,6 +52,8 @@ class MqttSession:
     base_dir: where relative file names of the settings start.
     Raises ConfigError at once when a file that the settings name cannot be read.
     """
+
+    longest_backoff_s: ClassVar[float] = LONGEST_BACKOFF_S
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class MqttSession:
         self._max_incoming_bytes = max_incoming_bytes
         self._tls = {name: _readable(base_dir, getattr(settings, name), name) for name in _TLS_FILES}
         self._password = _password(base_dir, settings)
+        self.broker = BrokerRecord(self._tls["ca_file"], self._tls["cert_file"])
         self._protocol = "3.1.1" if settings.protocol == "3.1.1" else "5"
 
         self._lock = threading.Condition()
@@ -86,6 +87,7 @@ class MqttSession:
         self._outgoing_bytes = 0  # queued and not yet acknowledged by the broker
         self._error: Exception | None = None
         self._connected = False
+        self._interrupted = False
         self._connections = 0
         self._pauses = 0
         # Of the session's thread alone.
@@ -108,8 +110,9 @@ class MqttSession:
         goes on trying after that, so the caller may log it and poll again.
         """
         with self._lock:
-            if not self._incoming and self._error is None and timeout_s > 0:
+            if not self._incoming and self._error is None and not self._interrupted and timeout_s > 0:
                 self._lock.wait(timeout_s)
+            self._interrupted = False
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
@@ -120,6 +123,12 @@ class MqttSession:
         if was_full:
             self._wake()
         return messages
+
+    def interrupt(self) -> None:
+        """Let the `poll` that waits, or the next one, return at once; from any thread."""
+        with self._lock:
+            self._interrupted = True
+            self._lock.notify_all()
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
         """Hand a message over, QoS 1, also while there is no connection. False when `max_outgoing_bytes` are waiting.
@@ -186,16 +195,15 @@ class MqttSession:
         while not self._stop.is_set():
             try:
                 lived = self._one_connection()
-            except ssl.SSLCertVerificationError as e:
-                self._fail(ConnectionFailed(f"the broker's certificate is not trusted: {e.verify_message}"))
-                lived = False
-            except OSError:
-                lived = False  # no broker there (yet), or it hung up
+            except OSError as e:
+                # No broker there (yet), or it hung up, or one side does not take the other's certificate.
+                lived = self._connected
+                self._refused(self.broker.refusal(e) if not self._connected else None)
             except Exception as e:  # noqa: BLE001 - kept, and raised in the consumer
                 self._fail(e)
                 lived = False
             self._set_connected(False)
-            backoff_s = FIRST_BACKOFF_S if lived else min(backoff_s * 2, LONGEST_BACKOFF_S)
+            backoff_s = FIRST_BACKOFF_S if lived else min(backoff_s * 2, self.longest_backoff_s)
             self._stop.wait(backoff_s * random.uniform(0.5, 1.5))  # jittered: a thousand nodes must not come at once
 
     def _one_connection(self) -> bool:
@@ -212,6 +220,7 @@ class MqttSession:
             client.connect(self._settings.host, self._settings.port, self._settings.keepalive_s, **options)
             if not self._await_connack(client):
                 return False
+            self.broker.accepted(client)
             self._requeue()
             if self._subscriptions:
                 client.subscribe(self._subscriptions)
@@ -242,6 +251,7 @@ class MqttSession:
         if self._will is not None:
             topic, payload, retain = self._will
             client.will_set(topic, payload, qos=1, retain=retain)
+        self.broker.listen(client)
         client.on_connect = lambda _c, _u, _f, code, _p: self._events.append(("connack", int(code.value), str(code)))
         client.on_publish = lambda _c, _u, mid, code, _p: self._events.append(
             ("puback" if not code.is_failure else "refused", mid, str(code))
@@ -263,17 +273,22 @@ class MqttSession:
                     continue
                 if code == 0:
                     return True
-                if code in NOT_ALLOWED:
-                    broker = f"{self._settings.host}:{self._settings.port}"
-                    error = ConnectionFailed(f"the broker refuses {self._client_id!r}: {text}", where=broker)
-                    error.fix = "check mqtt.username, mqtt.password_file and the certificates"
-                    self._fail(error)
-                elif code in UNSUPPORTED_PROTOCOL:
-                    self._other_protocol()
+                self._not_accepted(code, text)
                 return False
         # Old brokers hang up, or say nothing, where they do not know the protocol.
-        self._other_protocol()
+        if client.socket() is not None or not self._refused(self.broker.refusal()):
+            self._other_protocol()
         return False
+
+    def _not_accepted(self, code: int, text: str) -> None:
+        """The broker said no: tell the consumer, or try the other protocol next time."""
+        if code in NOT_ALLOWED:
+            broker = f"{self._settings.host}:{self._settings.port}"
+            error = ConnectionFailed(f"the broker refuses {self._client_id!r}: {text}", where=broker)
+            error.fix = "check mqtt.username, mqtt.password_file and the certificates"
+            self._fail(error, "not_authorised")
+        elif code in UNSUPPORTED_PROTOCOL:
+            self._other_protocol()
 
     def _other_protocol(self) -> None:
         if self._settings.protocol == "auto":
@@ -313,12 +328,14 @@ class MqttSession:
             kind, mid, text = self._events.popleft()
             if kind == "not subscribed":
                 topics = ", ".join(topic for topic, _ in self._subscriptions)
-                self._fail(ConnectionFailed(f"the broker refuses a subscription of {topics}: {text}"))
+                error = ConnectionFailed(f"the broker refuses a subscription of {topics}: {text}")
+                self._fail(error, "subscribe_denied")
             message = self._unacknowledged.pop(mid, None)
             if message is None:
                 continue
             if kind == "refused":
-                self._fail(ConnectionFailed(f"the broker refuses a message: {text}", where=message.topic))
+                error = ConnectionFailed(f"the broker refuses a message: {text}", where=message.topic)
+                self._fail(error, "publish_denied")
             with self._lock:
                 self._outgoing_bytes -= len(message.payload)
                 self._lock.notify_all()
@@ -344,7 +361,17 @@ class MqttSession:
             self._connected = connected
             self._lock.notify_all()
 
-    def _fail(self, error: Exception) -> None:
+    def _refused(self, refusal: Refusal | None) -> bool:
+        """Tell and count what BrokerRecord found; False when there is nothing."""
+        if refusal is None:
+            return False
+        where = f"{self._settings.host}:{self._settings.port}"
+        self._fail(ConnectionFailed(refusal.text, where=where, fix=refusal.fix), refusal.reason)
+        return True
+
+    def _fail(self, error: Exception, reason: str = "") -> None:
+        if reason:
+            self.broker.count(reason)
         with self._lock:
             self._error = error
             self._lock.notify_all()

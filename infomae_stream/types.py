@@ -37,6 +37,27 @@ def check_id(value: str, what: str) -> str:
     return value
 
 
+def plain_text(value: Any) -> str:
+    """Return `value` when it is a text, also an empty one; raise DataError otherwise. Nothing is converted."""
+    if not isinstance(value, str):
+        raise DataError(f"{str(value)[:80]!r} is not a text")
+    return value
+
+
+def number(value: Any) -> float:
+    """Return `value` as float when it is a number, and not True or "1"; raise DataError otherwise."""
+    if type(value) not in (int, float) or abs(value) > 1e300:
+        raise DataError(f"{str(value)[:80]!r} is not a number in range")
+    return float(value)
+
+
+def listed(value: Any) -> list[Any]:
+    """Return `value` when it is a list, and not a text or an object; raise DataError otherwise."""
+    if not isinstance(value, list):
+        raise DataError(f"{str(value)[:80]!r} is not a list")
+    return value
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class StreamId:
     site: str
@@ -103,15 +124,15 @@ class StreamSpec:
         try:
             return cls(
                 id=StreamId(d["site"], d["node"], d["stream"]),
-                kind=str(d["kind"]),
-                rate_hz=float(d["rate_hz"]),
-                channels=tuple(str(c) for c in d["channels"]),
-                units=tuple(str(u) for u in d["units"]),
-                sensitivity=tuple(float(s) for s in d["sensitivity"]),
-                modality=str(d.get("modality", "")),
-                seed_id=str(d.get("seed_id", "")),
+                kind=plain_text(d["kind"]),
+                rate_hz=number(d["rate_hz"]),
+                channels=tuple(plain_text(c) for c in listed(d["channels"])),
+                units=tuple(plain_text(u) for u in listed(d["units"])),
+                sensitivity=tuple(number(s) for s in listed(d["sensitivity"])),
+                modality=plain_text(d.get("modality", "")),
+                seed_id=plain_text(d.get("seed_id", "")),
             )
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise DataError(f"stream description is incomplete: {e!r}") from e
 
 

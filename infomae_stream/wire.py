@@ -18,10 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infomae_stream.errors import DataError, WireError
-from infomae_stream.types import MAX_SAMPLES, Chunk, ClockQuality, Detection, Gap, StreamId, StreamSpec
+from infomae_stream.types import (
+    MAX_SAMPLES,
+    Chunk,
+    ClockQuality,
+    Detection,
+    Gap,
+    StreamId,
+    StreamSpec,
+    check_id,
+    listed,
+    number,
+    plain_text,
+)
 
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 4_194_304
+CONTENT_MODULUS: Final = 2**32
+MAX_PARTS: Final = 250_000  # lists and objects of a JSON message; an acknowledgement has one a range
 REASONS: Final = ("topic", "size", "cbor", "schema", "crc", "identity", "conflict")
 
 # RFC 8746, section 2.1: little-endian typed arrays.
@@ -56,7 +70,8 @@ def decode_chunk(payload: bytes) -> Chunk:
     def build() -> Chunk:
         samples = message["samples"]
         dimensions, typed = samples.value
-        if samples.tag != _TAG_ARRAY or len(dimensions) != 2 or not 0 < dimensions[0] * dimensions[1] <= MAX_SAMPLES:
+        n_channels, n_samples = (_integer(n) for n in dimensions)
+        if samples.tag != _TAG_ARRAY or min(n_channels, n_samples) <= 0 or n_channels * n_samples > MAX_SAMPLES:
             raise DataError(f"samples have dimensions {dimensions!r}")
         times_ns = message["times_ns"]
         return Chunk(
@@ -71,7 +86,7 @@ def decode_chunk(payload: bytes) -> Chunk:
         )
 
     chunk = _checked(build, "chunk")
-    if message.get("crc32") != samples_crc32(chunk.samples_CN, chunk.times_ns):
+    if type(message.get("crc32")) is not int or message["crc32"] != samples_crc32(chunk.samples_CN, chunk.times_ns):
         raise WireError("checksum does not match the samples", reason="crc", where=f"{chunk.spec.id} seq {chunk.seq}")
     return chunk
 
@@ -101,11 +116,11 @@ def decode_gap(payload: bytes) -> Gap:
         lambda: Gap(
             stream=StreamId(m["site"], m["node"], m["stream"]),
             epoch=_text(m["epoch"]),
-            seq=_integer(m["seq"]),
+            seq=_count(m["seq"]),
             start_ns=_integer(m["start_ns"]),
             end_ns=_integer(m["end_ns"]),
             reason=_text(m["reason"]),
-            n_samples=_integer(m["n_samples"]),
+            n_samples=_count(m["n_samples"]),
         ),
         "gap",
     )
@@ -121,19 +136,19 @@ def decode_detection(payload: bytes) -> Detection:
     m = load_json(payload)
 
     def build() -> Detection:
-        scores = {_text(name): float(score) for name, score in m["scores"].items()}
+        scores = {_text(name): number(score) for name, score in m["scores"].items()}
         if m["label"] not in scores or not all(0 <= s <= 1 for s in scores.values()):
             raise DataError("scores are not probabilities of the classes, the label among them")
         return Detection(
-            site=_text(m["site"]),
-            node=_text(m["node"]),
+            site=check_id(m["site"], "site"),
+            node=check_id(m["node"], "node"),
             epoch=_text(m["epoch"]),
-            seq=_integer(m["seq"]),
+            seq=_count(m["seq"]),
             start_ns=_integer(m["start_ns"]),
             end_ns=_integer(m["end_ns"]),
             label=_text(m["label"]),
             scores=scores,
-            modalities=tuple(_text(name) for name in m["modalities"]),
+            modalities=tuple(_text(name) for name in listed(m["modalities"])),
             bundle_version=_integer(m["bundle_version"]),
             bundle_sha256=_text(m["bundle_sha256"]),
         )
@@ -143,15 +158,26 @@ def decode_detection(payload: bytes) -> Detection:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """Hub to node: what is durable, and what is refused for good. Ranges are inclusive `(first, last)` seq numbers."""
+    """Hub to node: what is durable, and what is refused for good. Ranges are inclusive `(first, last)` seq numbers.
+
+    sums: for each durable range the sum of its records' `content_sum`, modulo 2**32; empty when they are not told. Two
+    outboxes with one epoch (a copied card) share their acks, and only the content tells whose a number is.
+    """
 
     epoch: str
     durable: tuple[tuple[int, int], ...] = ()
     refused: tuple[tuple[int, int, str], ...] = ()
+    sums: tuple[int, ...] = ()
+
+
+def content_sum(start_ns: int, crc32: int) -> int:
+    """What an ack adds up: a record's start, and the checksum of a chunk's samples (0 for other kinds)."""
+    return (start_ns + crc32) % CONTENT_MODULUS
 
 
 def encode_ack(ack: Ack) -> bytes:
-    return json.dumps({"v": VERSION, "epoch": ack.epoch, "durable": ack.durable, "refused": ack.refused}).encode()
+    fields = {"v": VERSION, "epoch": ack.epoch, "durable": ack.durable, "refused": ack.refused}
+    return json.dumps(fields | ({"sums": ack.sums} if ack.sums else {})).encode()
 
 
 def decode_ack(payload: bytes) -> Ack:
@@ -164,9 +190,15 @@ def decode_ack(payload: bytes) -> Ack:
         return first, last
 
     def build() -> Ack:
-        durable = tuple(seq_range(first, last) for first, last in m["durable"])
-        refused = tuple((*seq_range(first, last), _text(reason)) for first, last, reason in m["refused"])
-        return Ack(_text(m["epoch"]), durable, refused)
+        durable = tuple(seq_range(*listed(entry)) for entry in listed(m["durable"]))
+        refused = []
+        for entry in listed(m["refused"]):
+            first, last, reason = listed(entry)
+            refused.append((*seq_range(first, last), _text(reason)))
+        sums = tuple(_integer(entry) for entry in listed(m.get("sums", [])))
+        if (sums and len(sums) != len(durable)) or any(not 0 <= s < CONTENT_MODULUS for s in sums):
+            raise DataError("sums has one number below 2**32 for each durable range, or none at all")
+        return Ack(_text(m["epoch"]), durable, tuple(refused), sums)
 
     return _checked(build, "ack")
 
@@ -183,15 +215,25 @@ def seq_ranges(seqs: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def load_json(payload: bytes) -> dict[str, Any]:
-    """A JSON object of at most MAX_MESSAGE_BYTES. Raises WireError with reason size or schema."""
+    """A JSON object of at most MAX_MESSAGE_BYTES. Raises WireError with reason size or schema.
+
+    Strict JSON: no name twice in an object, no NaN, and no more parts than any message of ours could have.
+    """
     _check_size(payload)
+    if has_many_parts(payload):
+        raise WireError(f"more than {MAX_PARTS} lists and objects", reason="schema")
     try:
-        message = json.loads(payload)
+        message = json.loads(payload, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
-        raise WireError(f"not JSON: {e}", reason="schema") from e
-    if not isinstance(message, dict) or message.get("v") != VERSION:
+        raise WireError(f"not JSON: {str(e)[:200]}", reason="schema") from e
+    if not isinstance(message, dict) or not _is_version(message.get("v")):
         raise WireError(f"not an object with v = {VERSION}", reason="schema")
     return message
+
+
+def has_many_parts(payload: bytes) -> bool:
+    """Whether a JSON text may hold more than MAX_PARTS lists and objects; told without reading it."""
+    return payload.count(b"[") + payload.count(b"{") > MAX_PARTS
 
 
 def _check_size(payload: bytes) -> None:
@@ -201,19 +243,71 @@ def _check_size(payload: bytes) -> None:
 
 def _load_cbor(payload: bytes) -> dict[str, Any]:
     _check_size(payload)
+    _check_parts(payload)
     try:
         stream = io.BytesIO(payload)
         message = cbor2.CBORDecoder(
-            stream, max_depth=6, allow_indefinite=False, allow_duplicate_keys=False, strict_hashable_types=True
+            stream,
+            semantic_decoders=_NO_MEANING,
+            max_depth=6,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            strict_hashable_types=True,
         ).decode()
         trailing = stream.read(1)
     except (cbor2.CBORDecodeError, ValueError, TypeError, OverflowError, ArithmeticError, RecursionError) as e:
         raise WireError(f"not CBOR: {str(e)[:200]}", reason="cbor") from e
     if trailing:
         raise WireError("bytes follow the message", reason="cbor")
-    if not isinstance(message, dict) or message.get("v") != VERSION:
+    if not isinstance(message, dict) or not _is_version(message.get("v")):
         raise WireError(f"not a map with v = {VERSION}", reason="schema")
     return message
+
+
+def _check_parts(payload: bytes) -> None:
+    """Refuse a large message of a great many parts before it is decoded: an empty list takes 1 byte here and 64 there.
+
+    Small messages cannot hold enough of them, and a chunk's bulk is one byte string, so this looks at few bytes.
+    """
+    if len(payload) <= _SMALL_BYTES:
+        return
+    at, parts = 0, 0
+    while at < len(payload) and parts <= _MANY_PARTS:
+        major, info = payload[at] >> 5, payload[at] & 0x1F
+        width = 1 << (info - 24) if 24 <= info <= 27 else 0
+        argument = int.from_bytes(payload[at + 1 : at + 1 + width], "big") if width else info
+        at += 1 + width + (argument if major in (2, 3) else 0)
+        parts += 1
+    if parts > _MANY_PARTS:
+        raise WireError(f"more than {_MANY_PARTS} parts", reason="cbor")
+
+
+def _no_meaning(*_: Any) -> Any:
+    raise ValueError("a tag that no message has")
+
+
+# What cbor2 would turn into dates, decimals, regular expressions (a compilation!), shared references and so on.
+FOREIGN_TAGS: Final = (
+    *range(6), 21, 22, 23, 25, 28, 29, 30, 35, 36, 37, 100, 256, 258, 260, 261, 1004, 43000, 55799,
+)  # fmt: skip
+_NO_MEANING: Final = dict.fromkeys(FOREIGN_TAGS, _no_meaning)
+_SMALL_BYTES: Final = 65_536
+_MANY_PARTS: Final = 20_000
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _is_version(value: Any) -> bool:
+    return type(value) is int and value == VERSION
 
 
 def _checked(build: Callable[[], T], what: str) -> T:
@@ -260,16 +354,28 @@ def _integer(value: Any) -> int:
     return value
 
 
+def _count(value: Any) -> int:
+    if _integer(value) < 0:
+        raise DataError(f"{value} is below zero")
+    return int(value)
+
+
 def _clock_to_dict(clock: ClockQuality) -> dict[str, Any]:
     return {name: getattr(clock, name) for name in ClockQuality.__dataclass_fields__}
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise DataError(f"{str(value)[:80]!r} is neither true nor false")
+    return value
+
+
 def _clock_from_dict(d: dict[str, Any]) -> ClockQuality:
     return ClockQuality(
-        source=str(d["source"])[:80],
+        source=plain_text(d["source"])[:80],
         offset_ns=_integer(d["offset_ns"]),
         uncertainty_ns=_integer(d["uncertainty_ns"]),
-        synchronised=bool(d["synchronised"]),
-        boot_id=str(d["boot_id"])[:80],
+        synchronised=_flag(d["synchronised"]),
+        boot_id=plain_text(d["boot_id"])[:80],
         monotonic_ns=_integer(d["monotonic_ns"]),
     )

@@ -41,6 +41,13 @@ def test_a_file_becomes_settings_with_defaults_and_its_folder(tmp_path: Path) ->
         (NODE.replace("sources = [", "# ["), ["nodes.0.sources", "missing"]),
         (NODE + '[[nodes]]\nsite="x"\nnode="s01-phone"\nsources=[{}]\n', ["'s01-phone' stands twice"]),
         ("[mqtt\n", ["not valid TOML"]),
+        (
+            NODE + "[nodes.shedding.audio]\nprority = 2\n",
+            ["nodes.0.shedding.audio.prority", "did you mean 'priority'?"],
+        ),
+        (NODE + "[nodes.shedding.audio]\npriority = 0\n", ["nodes.0.shedding.audio.priority", "1", "got 0"]),
+        (NODE + '[nodes.shedding."Au dio"]\npriority = 2\n', ["nodes.0.shedding.Au dio", "a-z"]),
+        ("[outbox]\nmax_age_s = -1\n" + NODE, ["outbox.max_age_s", "got -1"]),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, words: list[str]) -> None:

@@ -18,7 +18,7 @@ from infomae_stream.clock import ManualClock
 from infomae_stream.errors import OutboxError, OutboxFull, WireError
 from infomae_stream.outbox import Outbox
 from infomae_stream.types import ClockQuality, StreamId, StreamSpec
-from infomae_stream.wire import Ack, decode_chunk, decode_detection, decode_gap
+from infomae_stream.wire import Ack, content_sum, decode_chunk, decode_detection, decode_gap
 
 SPEC = StreamSpec(StreamId("s01", "s01-phone", "imu"), "imu", 100.0, ("x", "y"), ("m/s2", "m/s2"), (400.0, 400.0))
 QUALITY = ClockQuality("test", 0, 1000, True)
@@ -97,6 +97,30 @@ def test_only_an_ack_of_this_epoch_takes_records_off(outbox: Outbox) -> None:
     assert outbox.acknowledge(Ack(outbox.epoch, ((1, 2), (4, 4)))) == 3
     assert [r.seq for r in outbox.pending(1_000_000)] == [3, 5]
     assert outbox.acknowledge(Ack(outbox.epoch, ((1, 2),))) == 0  # a repeated ack changes nothing
+
+
+def test_an_ack_of_other_content_takes_nothing_off(outbox: Outbox) -> None:
+    for second in range(4):
+        put(outbox, second)
+    accepted = outbox.commit()
+    sums = [content_sum(a.start_ns, a.crc32) for a in accepted]
+    right = Ack(outbox.epoch, ((1, 2), (4, 4)), (), ((sums[0] + sums[1]) % 2**32, (sums[3] + 1) % 2**32))
+    assert outbox.put_ack(right) == [(1, 2)]
+    assert outbox.write_acks() == 2
+    assert [r.seq for r in outbox.pending(1_000_000)] == [3, 4]
+
+
+def test_an_ack_over_records_that_are_gone_waits_for_one_that_can_be_checked(
+    outbox: Outbox, clock: ManualClock
+) -> None:
+    for second in range(2):
+        put(outbox, second)
+    sums = [content_sum(a.start_ns, a.crc32) for a in outbox.commit()]
+    outbox.acknowledge(Ack(outbox.epoch, ((1, 1),), (), (sums[0],)))
+    clock.advance(61)
+    outbox.purge(keep_s=60)
+    assert outbox.acknowledge(Ack(outbox.epoch, ((1, 2),), (), (sum(sums) % 2**32,))) == 0
+    assert outbox.acknowledge(Ack(outbox.epoch, ((2, 2),), (), (sums[1],))) == 1
 
 
 def test_an_ack_for_what_was_never_sent_is_refused(outbox: Outbox) -> None:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from collectors.subscriber import Subscriber
 from infomae_stream.errors import ConfigError, ConnectionFailed
 from infomae_stream.node_config import MqttSettings
 from infomae_stream.session import Message, MqttSession
@@ -37,14 +38,22 @@ def mosquitto(tmp_path: Path) -> Iterator[Broker]:
     made.stop()
 
 
-@pytest.fixture
-def sessions() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
+class Sessions(ExitStack):
+    """Sessions of one kind, closed at the end."""
+
+    kind: type[MqttSession]
+
+
+# The hub's own client keeps the same promises.
+@pytest.fixture(params=[MqttSession, Subscriber])
+def sessions(request: pytest.FixtureRequest) -> Iterator[Sessions]:
+    with Sessions() as stack:
+        stack.kind = request.param
         yield stack
 
 
-def connect(stack: ExitStack, port: int, client_id: str, *, protocol: str = "auto", **options: Any) -> MqttSession:
-    session = MqttSession(MqttSettings(port=port, protocol=protocol), client_id, **options)
+def connect(stack: Sessions, port: int, client_id: str, *, protocol: str = "auto", **options: Any) -> MqttSession:
+    session = stack.kind(MqttSettings(port=port, protocol=protocol), client_id, **options)
     session.start()
     stack.callback(session.close)
     wait_until(lambda: session.connected, what="connection")
@@ -62,7 +71,7 @@ def receive(session: MqttSession, n: int, timeout_s: float = 15.0) -> list[Messa
     return got
 
 
-def test_messages_arrive_in_order(broker: Broker, sessions: ExitStack) -> None:
+def test_messages_arrive_in_order(broker: Broker, sessions: Sessions) -> None:
     hub = connect(sessions, broker.port, "hub", subscriptions=[("x/#", 1)])
     node = connect(sessions, broker.port, "node")
     assert hub.protocol == ("5" if broker.kind == "mosquitto" else "3.1.1")
@@ -73,7 +82,7 @@ def test_messages_arrive_in_order(broker: Broker, sessions: ExitStack) -> None:
     wait_until(lambda: node.inflight_bytes == 0, what="the broker's acknowledgements")
 
 
-def test_a_killed_broker_is_met_again_and_subscribed_anew(broker: Broker, sessions: ExitStack) -> None:
+def test_a_killed_broker_is_met_again_and_subscribed_anew(broker: Broker, sessions: Sessions) -> None:
     hub = connect(sessions, broker.port, "hub", subscriptions=[("x/#", 1)])
     node = connect(sessions, broker.port, "node")
     broker.kill()
@@ -91,12 +100,12 @@ def test_a_killed_broker_is_met_again_and_subscribed_anew(broker: Broker, sessio
     assert hub.reconnects == 1 and node.reconnects == 1
 
 
-def test_the_will_is_published_for_a_killed_process_and_not_after_close(broker: Broker, sessions: ExitStack) -> None:
+def test_the_will_is_published_for_a_killed_process_and_not_after_close(broker: Broker, sessions: Sessions) -> None:
     hub = connect(sessions, broker.port, "hub", subscriptions=[("status/#", 1)])
     program = f"""
-from infomae_stream.session import MqttSession
+from {sessions.kind.__module__} import {sessions.kind.__name__} as Session
 from infomae_stream.node_config import MqttSettings
-s = MqttSession(MqttSettings(port={broker.port}), "node", will=("status/node", b"offline", True))
+s = Session(MqttSettings(port={broker.port}), "node", will=("status/node", b"offline", True))
 s.start()
 while not s.connected:
     s.poll(0.05)
@@ -116,7 +125,7 @@ s.poll(100)
     assert [(m.topic, m.payload) for m in got] == [("status/polite", b"good-bye"), ("status/marker", b"")]
 
 
-def test_retained_messages_reach_late_subscribers(broker: Broker, sessions: ExitStack) -> None:
+def test_retained_messages_reach_late_subscribers(broker: Broker, sessions: Sessions) -> None:
     early = connect(sessions, broker.port, "early")
     early.publish("x/birth", b"here", retain=True)
     wait_until(lambda: early.inflight_bytes == 0, what="the broker taking it")  # or the late one may come before it
@@ -124,7 +133,7 @@ def test_retained_messages_reach_late_subscribers(broker: Broker, sessions: Exit
     assert receive(late, 1) == [Message("x/birth", b"here", True)]
 
 
-def test_a_slow_consumer_stops_the_reading_and_loses_nothing(mosquitto: Broker, sessions: ExitStack) -> None:
+def test_a_slow_consumer_stops_the_reading_and_loses_nothing(mosquitto: Broker, sessions: Sessions) -> None:
     slow = connect(sessions, mosquitto.port, "slow", subscriptions=[("x", 1)], max_incoming_bytes=50_000)
     node = connect(sessions, mosquitto.port, "node")
     for i in range(400):
@@ -136,8 +145,8 @@ def test_a_slow_consumer_stops_the_reading_and_loses_nothing(mosquitto: Broker, 
     assert [int.from_bytes(m.payload[:4], "big") for m in got] == list(range(400))
 
 
-def test_the_outgoing_queue_is_bounded(sessions: ExitStack) -> None:
-    session = MqttSession(MqttSettings(port=free_port()), "node", max_outgoing_bytes=1000)
+def test_the_outgoing_queue_is_bounded(sessions: Sessions) -> None:
+    session = sessions.kind(MqttSettings(port=free_port()), "node", max_outgoing_bytes=1000)
     session.start()
     sessions.callback(session.close)
     assert session.publish("x", bytes(600))
@@ -145,12 +154,12 @@ def test_the_outgoing_queue_is_bounded(sessions: ExitStack) -> None:
     assert session.inflight_bytes == 600
 
 
-def test_a_refused_password_surfaces_in_the_consumer_and_trying_goes_on(tmp_path: Path, sessions: ExitStack) -> None:
+def test_a_refused_password_surfaces_in_the_consumer_and_trying_goes_on(tmp_path: Path, sessions: Sessions) -> None:
     passwords = tmp_path / "passwords"
     passwords.write_text("", encoding="utf-8")
     broker = Broker("mosquitto", tmp_path, f"allow_anonymous false\npassword_file {passwords}").start()
     sessions.callback(broker.stop)
-    session = MqttSession(MqttSettings(port=broker.port, username="node"), "node")
+    session = sessions.kind(MqttSettings(port=broker.port, username="node"), "node")
     session.start()
     sessions.callback(session.close)
     for _ in range(2):
@@ -184,16 +193,16 @@ def write_certificate(folder: Path) -> tuple[Path, Path]:
 
 # paho leaves the socket of a failed handshake to the garbage collector, which closes it with a warning.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_tls_carries_many_messages_and_a_stranger_is_not_trusted(tmp_path: Path, sessions: ExitStack) -> None:
+def test_tls_carries_many_messages_and_a_stranger_is_not_trusted(tmp_path: Path, sessions: Sessions) -> None:
     certificate, key = write_certificate(tmp_path)
     broker = Broker("mosquitto", tmp_path, f"certfile {certificate}\nkeyfile {key}").start()
     sessions.callback(broker.stop)
     settings = MqttSettings(port=broker.port, ca_file="cert.pem")
-    hub = MqttSession(settings, "hub", subscriptions=[("x", 1)], base_dir=tmp_path)
-    node = MqttSession(settings, "node", base_dir=tmp_path)
+    hub = sessions.kind(settings, "hub", subscriptions=[("x", 1)], base_dir=tmp_path)
+    node = sessions.kind(settings, "node", base_dir=tmp_path)
     (tmp_path / "other").mkdir()
     other, _ = write_certificate(tmp_path / "other")
-    stranger = MqttSession(MqttSettings(port=broker.port, ca_file=str(other)), "stranger")
+    stranger = sessions.kind(MqttSettings(port=broker.port, ca_file=str(other)), "stranger")
     for session in (hub, node, stranger):
         session.start()
         sessions.callback(session.close)
@@ -225,14 +234,14 @@ def test_the_embedded_broker_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
     assert broker.stop() == 0
 
 
-def test_amqtt_bears_a_crowd_that_comes_at_once(tmp_path: Path, sessions: ExitStack) -> None:
+def test_amqtt_bears_a_crowd_that_comes_at_once(tmp_path: Path, sessions: Sessions) -> None:
     broker = Broker("amqtt", tmp_path).start()
     sessions.callback(broker.stop)
     for i in range(30):  # there is something to send to every newcomer, while others subscribe
         connect(sessions, broker.port, f"early-{i}", protocol="3.1.1").publish(f"x/{i}/birth", bytes(200), retain=True)
     crowd = []
     for i in range(60):
-        session = MqttSession(
+        session = sessions.kind(
             MqttSettings(port=broker.port, protocol="3.1.1"),
             f"late-{i}",
             subscriptions=[(f"y/{i}", 1), ("x/+/birth", 1)],

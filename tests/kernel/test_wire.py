@@ -126,6 +126,11 @@ def test_gap_ack_and_detection_come_back_as_they_went() -> None:
     assert decode_gap(encode_gap(gap)) == gap
     ack = Ack("e0", ((1, 3), (7, 7)), ((4, 4, "crc"),))
     assert decode_ack(encode_ack(ack)) == ack
+    summed = replace(ack, sums=(5, 2**32 - 1))
+    assert decode_ack(encode_ack(summed)) == summed
+    for bad in ((5,), (5, 2**32), (5, -1)):
+        with pytest.raises(WireError, match="sums"):
+            decode_ack(encode_ack(replace(ack, sums=bad)))
     d = Detection("s01", "n", "e0", 9, 1, 2, "walking", {"walking": 0.75, "seated": 0.25}, ("phone_imu",), 3, "ab")
     assert decode_detection(encode_detection(d)) == d
     with pytest.raises(WireError):
