@@ -22,8 +22,9 @@ from deltalake.exceptions import DeltaError
 
 from infomae_stream.errors import LakeError
 from infomae_stream.failpoints import reached
+from infomae_stream.folders import make_folders, sync_path
 from infomae_stream.telemetry import EventLog
-from storage.durable import create_exclusively, make_folders, sync_path
+from storage.durable import create_exclusively
 from storage.schemas import TableLayout
 from storage.segments import remove_segments
 
@@ -42,8 +43,7 @@ class DeltaLog:
 
     def create(self, layout: TableLayout, now_ns: int) -> None:
         """Make the table when it is missing; when two make it at once, one wins and both go on."""
-        self.table.parent.mkdir(parents=True, exist_ok=True)
-        make_folders(self.folder, self.table.parent)
+        make_folders(self.folder)
         if self.version() >= 0:
             return
         metadata = {
@@ -51,8 +51,12 @@ class DeltaLog:
             "format": {"provider": "parquet", "options": {}},
             "schemaString": Schema.from_arrow(layout.schema).to_json(),
             "partitionColumns": list(layout.partition_by),
-            # Lineage names table versions, so old versions must stay readable.
-            "configuration": {"delta.enableExpiredLogCleanup": "false"},
+            "configuration": {
+                # Lineage names table versions: only vacuum, which knows them, may cut the log.
+                "delta.enableExpiredLogCleanup": "false",
+                # Tombstones of merged files serve nobody here, and would fill every checkpoint for a week.
+                "delta.deletedFileRetentionDuration": "interval 1 hours",
+            },
             "createdTime": now_ns // 1_000_000,
         }
         protocol = {"minReaderVersion": 1, "minWriterVersion": 2}
@@ -62,35 +66,37 @@ class DeltaLog:
         """The newest version; -1 when the table does not exist."""
         if self._version < 0:
             self._version = max((int(p.stem) for p in self.folder.glob("[0-9]*.json")), default=-1)
-        while self._file(self._version + 1).exists():
+        while self.commit_file(self._version + 1).exists():
             self._version += 1
         return self._version
 
-    def try_commit(self, version: int, actions: Sequence[Action], now_ns: int) -> bool:
+    def try_commit(self, version: int, actions: Sequence[Action], now_ns: int, *, operation: str = "WRITE") -> bool:
         """Write `actions` as `version`; False when another writer has that version. Raises OSError.
 
         After an OSError the commit may be there or not; `version()` and `actions()` tell.
         """
         info = {
             "timestamp": now_ns // 1_000_000,
-            "operation": "WRITE",
-            "operationParameters": {"mode": "Append"},
+            "operation": operation,
+            "operationParameters": {"mode": "Append"} if operation == "WRITE" else {},
             "engineInfo": "infomae-stream",
         }
         lines = [{"commitInfo": info}, *actions]
         reached("lake.before_commit")
-        done = create_exclusively(self._file(version), "".join(json.dumps(a) + "\n" for a in lines).encode())
+        done = create_exclusively(self.commit_file(version), "".join(json.dumps(a) + "\n" for a in lines).encode())
         if done:
             reached("lake.after_commit")
         return done
 
-    def commit_or_clear(self, version: int, adds: Sequence[Action], now_ns: int) -> bool:
-        """`try_commit`; when that raises and nothing landed, the segments of `adds` are removed before the OSError."""
+    def commit_or_clear(
+        self, version: int, actions: Sequence[Action], now_ns: int, *, operation: str = "WRITE"
+    ) -> bool:
+        """`try_commit`; when that raises and nothing landed, the segments it adds are removed before the OSError."""
         try:
-            return self.try_commit(version, adds, now_ns)
+            return self.try_commit(version, actions, now_ns, operation=operation)
         except OSError:
-            if not self._file(version).exists():
-                remove_segments(self.table, adds)
+            if not self.commit_file(version).exists():
+                remove_segments(self.table, [action for action in actions if "add" in action])
             raise
 
     def sync(self) -> None:
@@ -101,10 +107,14 @@ class DeltaLog:
         """The actions of versions first..last, in order. Raises LakeError when one of them cannot be read."""
         for version in range(max(first, 0), last + 1):
             try:
-                lines = self._file(version).read_bytes().splitlines()
+                lines = self.commit_file(version).read_bytes().splitlines()
                 yield from [json.loads(line) for line in lines]
             except (OSError, ValueError) as e:
                 raise LakeError(f"commit {version} cannot be read: {e}", where=str(self.folder)) from e
+
+    def has(self, first: int, last: int) -> bool:
+        """Whether the commits first..last are all there: vacuum takes those that no kept version needs."""
+        return all(self.commit_file(version).exists() for version in range(first, last + 1))
 
     def checkpoint_quietly(self, version: int) -> None:
         """Sum up the log every CHECKPOINT_EVERY versions, so that opening the table stays cheap.
@@ -132,7 +142,7 @@ class DeltaLog:
             path.unlink()
             _log.warning("torn_checkpoint_removed", path=str(path))
 
-    def _file(self, version: int) -> Path:
+    def commit_file(self, version: int) -> Path:
         return self.folder / f"{version:020d}.json"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
@@ -11,6 +12,7 @@ import duckdb
 from infomae_stream.errors import LakeError
 from storage.schemas import TABLES
 from storage.segments import FileFilter, live_files
+from storage.torn_files import whole_files
 
 if TYPE_CHECKING:
     from storage.lake import Lake
@@ -52,14 +54,21 @@ def open_tables(
         yield db
 
 
-def register_files(db: duckdb.DuckDBPyConnection, table: str, files: Sequence[str]) -> None:
+def register_files(
+    db: duckdb.DuckDBPyConnection, table: str, files: Sequence[str], *, view: str = "", numbered: bool = False
+) -> None:
+    """Make `view` (by default the table's name); `numbered` adds the columns filename and file_row_number."""
     layout = TABLES[table]
+    files = [str(file) for file in whole_files(table, map(Path, files))]
     if not files:
-        db.register(table, layout.schema.empty_table())
+        db.register(view or table, layout.schema.empty_table())
         return
     hive = "true, hive_types = {'day': DATE, 'kind': VARCHAR}" if layout.partition_by else "false"
     listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-    db.execute(f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{listed}], hive_partitioning = {hive})")
+    numbers = ", filename = true, file_row_number = true" if numbered else ""
+    db.execute(
+        f"CREATE VIEW {view or table} AS SELECT * FROM read_parquet([{listed}], hive_partitioning = {hive}{numbers})"
+    )
 
 
 def fetch(db: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any]) -> Iterator[dict[str, Any]]:

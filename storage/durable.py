@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from infomae_stream.failpoints import reached
-
-
-def sync_path(path: Path) -> None:
-    """fsync a file or a folder through a descriptor of its own. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def make_folders(folder: Path, root: Path) -> None:
-    """Make `folder` below the existing `root`; every folder that got a new entry is fsynced."""
-    missing = [folder]
-    while missing[-1] != root and not missing[-1].exists():
-        missing.append(missing[-1].parent)
-    for parent, child in zip(reversed(missing), reversed(missing[:-1]), strict=False):
-        child.mkdir(exist_ok=True)
-        sync_path(parent)
+from infomae_stream.folders import sync_path
 
 
 def temporary_beside(path: Path) -> Path:
     """A name in the same folder that readers of the lake do not look at."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the name `path` when the block ends without an error. Raises OSError.
+
+    Synced before the rename, the folder after it; an error leaves nothing behind.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("xb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        reached("compaction.before_rename")
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_path(path.parent)
 
 
 def create_exclusively(path: Path, content: bytes) -> bool:

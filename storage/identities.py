@@ -9,6 +9,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
 
 OutboxKey = tuple[str, str, str]  # site, node, epoch
 
@@ -64,3 +67,10 @@ class IdentityIndex:
 
     def range_count(self) -> int:
         return sum(len(ranges) for ranges in self._outboxes.values())
+
+
+def retired_ranges(file: Path) -> Iterator[tuple[OutboxKey, int, int]]:
+    """What a file of the table `retired` holds, as inclusive ranges. Raises OSError or ValueError."""
+    columns = pq.ParquetFile(file).read(["site", "node", "epoch", "seq_first", "seq_last"])
+    for site, node, epoch, first, last in zip(*(column.to_pylist() for column in columns.columns), strict=True):
+        yield (site, node, epoch), first, last

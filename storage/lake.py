@@ -18,24 +18,34 @@ import pyarrow as pa
 
 from infomae_stream.clock import Clock, SystemClock
 from infomae_stream.errors import LakeError
+from infomae_stream.stored_chunk import StoredChunk
 from infomae_stream.types import Chunk, Detection, Gap, StreamId
-from storage.delta_log import DeltaLog
-from storage.identities import IdentityIndex, OutboxKey
+from infomae_stream.wire import seq_ranges
+from storage.delta_log import Action, DeltaLog
+from storage.identities import IdentityIndex, OutboxKey, retired_ranges
 from storage.rows import chunk_rows, detection_rows, gap_rows
 from storage.schemas import RECORD_TABLES, TABLES
 from storage.segments import identity_ranges, live_files, remove_segments, write_segments
+from storage.stored import Identity, content_of, quarantined, stored_contents
+from storage.torn_files import whole_files
 
 _MAX_CONFLICTS: Final = 50
-_INDEXED: Final = (*RECORD_TABLES, "quarantine")
+_INDEXED: Final = (*RECORD_TABLES, "quarantine", "retired")
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a batch came to; `versions` has the tables that got a new version."""
+    """What a batch came to; `versions` has the tables that got a new version.
+
+    conflicts: identities that were given with other bytes than those stored (two ingests raced, say). They are in
+    quarantine when the call returns, the stored bytes as evidence. The given bytes are not in the lake: the caller
+    keeps them as a dead letter and tells the node that they are refused, not durable. Counted among `duplicates`.
+    """
 
     written: int
     duplicates: int
     versions: dict[str, int]
+    conflicts: tuple[Identity, ...] = ()
 
 
 class Lake:
@@ -59,17 +69,34 @@ class Lake:
 
     def version(self, table: str) -> int:
         """The newest version of a table; a new table has 0."""
-        return self._log(table).version()
+        return self.log(table).version()
 
     def versions(self) -> dict[str, int]:
         """The newest version of every table: what a training run's lineage keeps."""
         return {name: log.version() for name, log in self._logs.items()}
 
+    def log(self, table: str) -> DeltaLog:
+        """The transaction log of a table, for those who rewrite its files. Raises LakeError for an unknown one."""
+        if table not in self._logs:
+            raise LakeError(f"no table {table!r}", where=str(self.path), fix=f"known: {', '.join(TABLES)}")
+        return self._logs[table]
+
+    def now_ns(self) -> int:
+        return self._clock.now_ns()
+
     def added_files(self, table: str, from_version: int, to_version: int) -> list[Path]:
-        """Files with rows that are new in (from_version, to_version]; rewritten old rows are not among them."""
-        actions = self._log(table).actions(from_version + 1, to_version)
-        adds = [a["add"] for a in actions if "add" in a]
-        return [self.path / table / add["path"] for add in adds if add["dataChange"]]
+        """Files with rows that are new in (from_version, to_version]; rewritten old rows are not among them.
+
+        From -1, or when vacuum has taken commits or files of that stretch, all files of `to_version`: more than what
+        is new, never less.
+        """
+        log = self.log(table)
+        if from_version >= 0 and log.has(from_version + 1, to_version):
+            adds = [a["add"] for a in log.actions(from_version + 1, to_version) if "add" in a]
+            files = [self.path / table / add["path"] for add in adds if add["dataChange"]]
+            if all(file.exists() for file in files):
+                return files
+        return live_files(log.table, to_version)
 
     def size(self) -> tuple[int, int]:
         """(bytes, files) of everything below the lake's folder, logs and dead letters too."""
@@ -81,7 +108,7 @@ class Lake:
                     files += 1
         return total, files
 
-    def append_chunks(self, chunks: Sequence[Chunk], received_ns: int) -> Committed:
+    def append_chunks(self, chunks: Sequence[Chunk | StoredChunk], received_ns: int) -> Committed:
         return self.commit_batch(chunks, (), (), received_ns)
 
     def append_gaps(self, gaps: Sequence[Gap], received_ns: int) -> Committed:
@@ -91,23 +118,29 @@ class Lake:
         return self.commit_batch((), (), detections, received_ns)
 
     def commit_batch(
-        self, chunks: Sequence[Chunk], gaps: Sequence[Gap], detections: Sequence[Detection], received_ns: int
+        self,
+        chunks: Sequence[Chunk | StoredChunk],
+        gaps: Sequence[Gap],
+        detections: Sequence[Detection],
+        received_ns: int,
     ) -> Committed:
         """One commit a table that gets something. Identities that the lake has, or that come twice, are left out.
 
         Raises LakeError when the disk refuses; some of the tables may then be committed. Call again with the same.
         """
         written, versions = 0, {}
+        known: list[Chunk | StoredChunk | Gap | Detection] = []
         for name, records, rows in (
             ("chunks", chunks, chunk_rows),
             ("gaps", gaps, gap_rows),
             ("detections", detections, detection_rows),
         ):
-            count = self._append_new(name, records, partial(rows, received_ns=received_ns)) if records else 0
+            count = self._append_new(name, records, partial(rows, received_ns=received_ns), known) if records else 0
             if count:
                 versions[name] = self._indexed_to[name]
                 written += count
-        return Committed(written, len(chunks) + len(gaps) + len(detections) - written, versions)
+        duplicates = len(chunks) + len(gaps) + len(detections) - written
+        return Committed(written, duplicates, versions, self._conflicting(known))
 
     def known_identities(self) -> IdentityIndex:
         """Identities that are durable in any table, all writers' commits up to now among them. Raises LakeError."""
@@ -129,7 +162,7 @@ class Lake:
 
         `build` looks at the table as it is at `version` and leaves out what stands there. Raises LakeError.
         """
-        log, layout = self._log(name), TABLES[name]
+        log, layout = self.log(name), TABLES[name]
         for _ in range(_MAX_CONFLICTS):
             version, now_ns = log.version(), self._clock.now_ns()
             if name in _INDEXED:
@@ -140,21 +173,57 @@ class Lake:
                 return 0
             try:
                 adds = write_segments(log.table, layout, rows, now_ns)
-                done = log.commit_or_clear(version + 1, adds, now_ns)
+                committed = self._commit_behind_rewrites(log, version, adds, now_ns)
             except OSError as e:
                 raise LakeError(f"cannot write: {e.strerror or e}", where=str(log.table)) from e
-            if done:
-                self._after_commit(name, version + 1)
+            if committed is not None:
+                self._after_commit(name, committed)
                 return int(rows.num_rows)
             remove_segments(log.table, adds)
         raise LakeError(f"{_MAX_CONFLICTS} commits in a row lost the race", where=str(log.table), fix="fewer writers")
 
-    def _append_new(self, name: str, records: Sequence[Any], build: Callable[[Sequence[Any]], pa.Table]) -> int:
-        """Append the records whose identity is new. The index is exact at `version`, because a commit needs it so."""
-        taken: list[tuple[OutboxKey, int]] = []
+    def _commit_behind_rewrites(self, log: DeltaLog, version: int, adds: list[Action], now_ns: int) -> int | None:
+        """Commit after `version`, or after rewrites of old rows that came since; None when new rows came first."""
+        for _ in range(_MAX_CONFLICTS):
+            if log.commit_or_clear(version + 1, adds, now_ns):
+                return version + 1
+            newest = log.version()
+            if any(action["add"]["dataChange"] for action in log.actions(version + 1, newest) if "add" in action):
+                return None
+            version = newest
+        return None
+
+    def _conflicting(self, records: Sequence[Chunk | StoredChunk | Gap | Detection]) -> tuple[Identity, ...]:
+        """Which of these, whose identities are known, differ from what is stored; none of them is readable after."""
+        if not records:
+            return ()
+        stored = stored_contents(self, [(outbox_key(record), record.seq) for record in records])
+        found: set[Identity] = set()
+        for record in records:
+            identity = outbox_key(record), record.seq
+            if stored.get(identity, set()) - {content_of(record)}:
+                found.add(identity)
+        new = found - quarantined(self, found)
+        self.quarantine([(*key, seq) for key, seq in new], "conflict")
+        return tuple(sorted(found))
+
+    def _append_new(
+        self,
+        name: str,
+        records: Sequence[Any],
+        build: Callable[[Sequence[Any]], pa.Table],
+        known: list[Chunk | StoredChunk | Gap | Detection],
+    ) -> int:
+        """Append the records whose identity is new, and put the others into `known`.
+
+        The index is exact at `version`, because a commit needs it so.
+        """
+        taken: list[Identity] = []
+        left: list[Chunk | StoredChunk | Gap | Detection] = []
 
         def rows(_: int) -> pa.Table:
             taken.clear()
+            left.clear()
             new = []
             for record in records:
                 key = outbox_key(record)
@@ -162,14 +231,21 @@ class Lake:
                     seen.add((key, record.seq))
                     taken.append((key, record.seq))
                     new.append(record)
+                else:
+                    left.append(record)
             seen.clear()
-            return build(new)
+            return build(new) if new else TABLES[name].schema.empty_table()
 
-        seen: set[tuple[OutboxKey, int]] = set()
+        seen: set[Identity] = set()
         self._refresh_index()
         written = self.append(name, rows)
+        known += left
+        seqs_of: dict[OutboxKey, list[int]] = {}
         for key, seq in taken:
-            self._index.add(key, seq, seq)
+            seqs_of.setdefault(key, []).append(seq)
+        for key, seqs in seqs_of.items():
+            for first, last in seq_ranges(seqs):
+                self._index.add(key, first, last)
         return written
 
     def _after_commit(self, name: str, version: int) -> None:
@@ -186,22 +262,17 @@ class Lake:
                 if version == done:
                     continue
                 log.sync()
-                files = live_files(log.table, version) if done < 0 else self.added_files(name, done, version)
-                for file in files:
-                    for key, first, last in identity_ranges(file):
+                ranges_of = retired_ranges if name == "retired" else identity_ranges
+                for file in whole_files(name, self.added_files(name, done, version)):
+                    for key, first, last in ranges_of(file):
                         self._index.add(key, first, last)
                 self._indexed_to[name] = version
         except (OSError, ValueError) as e:
             raise LakeError(f"cannot read the identities: {e}", where=str(self.path)) from e
 
-    def _log(self, table: str) -> DeltaLog:
-        if table not in self._logs:
-            raise LakeError(f"no table {table!r}", where=str(self.path), fix=f"known: {', '.join(TABLES)}")
-        return self._logs[table]
 
-
-def outbox_key(record: Chunk | Gap | Detection) -> OutboxKey:
+def outbox_key(record: Chunk | StoredChunk | Gap | Detection) -> OutboxKey:
     if isinstance(record, Detection):
         return record.site, record.node, record.epoch
-    stream: StreamId = record.spec.id if isinstance(record, Chunk) else record.stream
+    stream: StreamId = record.stream if isinstance(record, Gap) else record.spec.id
     return stream.site, stream.node, record.epoch

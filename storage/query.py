@@ -1,6 +1,7 @@
 """Every read of the lake, and all SQL there is. Each read takes a table version; None means the newest.
 
-Rows are logical: a record that was stored twice comes once, and a quarantined identity not at all.
+Rows are logical: a record that was stored twice comes once, and a quarantined identity not at all. What is quarantined
+is told by `quarantine_version`, so that a read of named versions gives the same rows for ever.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _NOT_QUARANTINED: Final = (
     " AND q.epoch = r.epoch AND q.seq = r.seq)"
 )
 # The newest judgement of each key, without keys that a wider one covers.
-_CURRENT_PAIRS: Final = """
+CURRENT_PAIRS: Final = """
     WITH newest AS (
         SELECT * FROM pairs {where}
         QUALIFY row_number() OVER (PARTITION BY site, start_ns, streams ORDER BY revision DESC) = 1
@@ -54,10 +55,11 @@ def read_chunks(
     from_ns: int | None = None,
     to_ns: int | None = None,
     version: int | None = None,
+    quarantine_version: int | None = None,
 ) -> list[Chunk]:
     """Chunks that overlap [from_ns, to_ns), sorted by stream, start and seq. Raises LakeError."""
     selection = Selection(streams, sites, modalities, from_ns, to_ns)
-    rows = _select(lake, "chunks", selection, "site, node, stream, start_ns, seq", version)
+    rows = _select(lake, "chunks", selection, "site, node, stream, start_ns, seq", version, quarantine_version)
     return [chunk_from(row) for row in _once(rows)]
 
 
@@ -69,10 +71,11 @@ def read_gaps(
     from_ns: int | None = None,
     to_ns: int | None = None,
     version: int | None = None,
+    quarantine_version: int | None = None,
 ) -> list[Gap]:
     """Gap records that overlap [from_ns, to_ns), sorted by stream and start."""
     selection = Selection(streams, sites, None, from_ns, to_ns)
-    rows = _select(lake, "gaps", selection, "site, node, stream, start_ns, seq", version)
+    rows = _select(lake, "gaps", selection, "site, node, stream, start_ns, seq", version, quarantine_version)
     return [gap_from(row) for row in _once(rows)]
 
 
@@ -83,10 +86,11 @@ def read_detections(
     from_ns: int | None = None,
     to_ns: int | None = None,
     version: int | None = None,
+    quarantine_version: int | None = None,
 ) -> list[Detection]:
     """Detections that overlap [from_ns, to_ns), sorted by start, site and node."""
     selection = Selection(None, sites, None, from_ns, to_ns)
-    rows = _select(lake, "detections", selection, "start_ns, site, node, seq", version)
+    rows = _select(lake, "detections", selection, "start_ns, site, node, seq", version, quarantine_version)
     return [detection_from(row) for row in _once(rows)]
 
 
@@ -129,14 +133,14 @@ def read_pairs(
     """The pairs, and the refused candidates unless `paired_only`, sorted by site, start and streams."""
     where, values = Selection(sites=sites).conditions()
     keep = " AND reason = ''" if paired_only else ""
-    sql = _CURRENT_PAIRS.format(where=_where(where)) + keep + " ORDER BY site, start_ns, streams"
+    sql = CURRENT_PAIRS.format(where=_where(where)) + keep + " ORDER BY site, start_ns, streams"
     with open_tables(lake, {"pairs": version}) as db:
         return [pair_from(row) for row in fetch(db, sql, values)]
 
 
 def pair_counts(lake: Lake, *, version: int | None = None) -> dict[str, int]:
     """Candidates by outcome: "paired", or the reason of refusal."""
-    current = _CURRENT_PAIRS.format(where="")
+    current = CURRENT_PAIRS.format(where="")
     sql = (
         f"SELECT if(reason = '', 'paired', reason) AS outcome, count(*) AS n FROM ({current}) GROUP BY ALL ORDER BY ALL"
     )
@@ -189,7 +193,14 @@ def read_runs(lake: Lake, *, version: int | None = None) -> list[dict[str, Any]]
         return [json.loads(row["body"]) for row in fetch(db, sql, [])]
 
 
-def logical_identities(lake: Lake, table: str, *, version: int | None = None, quarantined: bool = False) -> pa.Table:
+def logical_identities(
+    lake: Lake,
+    table: str,
+    *,
+    version: int | None = None,
+    quarantined: bool = False,
+    quarantine_version: int | None = None,
+) -> pa.Table:
     """Of chunks, gaps or detections: site, node, stream, epoch, seq, crc32, start_ns, `copies` on disk, quarantined.
 
     `stream` is "" for detections. One row an identity and content; quarantined ones only when asked for.
@@ -201,7 +212,7 @@ def logical_identities(lake: Lake, table: str, *, version: int | None = None, qu
             NOT ({_NOT_QUARANTINED}) AS quarantined
         FROM {table} r {keep} GROUP BY ALL ORDER BY ALL
     """
-    with open_tables(lake, {table: version, "quarantine": None}) as db:
+    with open_tables(lake, {table: version, "quarantine": quarantine_version}) as db:
         return db.sql(sql).to_arrow_table()
 
 
@@ -210,10 +221,13 @@ def lake_size(lake: Lake) -> tuple[int, int]:
     return lake.size()
 
 
-def _select(lake: Lake, table: str, selection: Selection, order: str, version: int | None) -> Iterator[dict[str, Any]]:
+def _select(
+    lake: Lake, table: str, selection: Selection, order: str, version: int | None, quarantine_version: int | None
+) -> Iterator[dict[str, Any]]:
     where, values = selection.conditions()
     sql = f"SELECT * FROM {table} r {_where([*where, _NOT_QUARANTINED])} ORDER BY {order}"
-    with open_tables(lake, {table: version, "quarantine": None}, {table: selection.files()}) as db:
+    versions = {table: version, "quarantine": quarantine_version}
+    with open_tables(lake, versions, {table: selection.files()}) as db:
         yield from fetch(db, sql, values)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +11,13 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from infomae_stream.clock import NS_PER_S
 from infomae_stream.errors import DataError, LakeError
+from infomae_stream.stored_chunk import StoredChunk, stored_chunk
 from infomae_stream.types import Chunk, ClockQuality, Detection, Gap, Pair, StreamId, StreamSpec, check_id
 from infomae_stream.wire import chunk_crc32, encode_detection, encode_gap
+from storage.chunk_columns import chunk_table
 from storage.schemas import TABLES
 
-_EPOCH = datetime.date(1970, 1, 1)
 PURPOSES = ("train", "evaluate")
 R = TypeVar("R")
 
@@ -43,8 +42,10 @@ class LabelInterval:
             raise DataError(f"[{self.start_ns}, {self.end_ns}) is not an interval", where=f"{self.site}/{self.node}")
 
 
-def chunk_rows(chunks: Sequence[Chunk], received_ns: int) -> pa.Table:
-    return _table("chunks", chunks, lambda chunk: _chunk_row(chunk, received_ns))
+def chunk_rows(chunks: Sequence[Chunk | StoredChunk], received_ns: int) -> pa.Table:
+    """Column by column, in the order of a segment's rows, so that writing them copies no samples once more."""
+    stored = [stored_chunk(chunk) if isinstance(chunk, Chunk) else chunk for chunk in chunks]
+    return chunk_table(stored, received_ns)
 
 
 def gap_rows(gaps: Sequence[Gap], received_ns: int) -> pa.Table:
@@ -55,9 +56,9 @@ def detection_rows(detections: Sequence[Detection], received_ns: int) -> pa.Tabl
     return _table("detections", detections, lambda detection: _detection_row(detection, received_ns))
 
 
-def record_rows(record: Chunk | Gap | Detection, received_ns: int) -> pa.Table:
+def record_rows(record: Chunk | StoredChunk | Gap | Detection, received_ns: int) -> pa.Table:
     """One row. Raises ValueError, TypeError or OverflowError for a value that the table's types cannot hold."""
-    if isinstance(record, Chunk):
+    if isinstance(record, Chunk | StoredChunk):
         return chunk_rows([record], received_ns)
     return gap_rows([record], received_ns) if isinstance(record, Gap) else detection_rows([record], received_ns)
 
@@ -70,8 +71,10 @@ def label_rows(labels: Sequence[LabelInterval]) -> pa.Table:
     return _table("labels", labels, lambda label: {n: getattr(label, n) for n in TABLES["labels"].schema.names})
 
 
-def record_crc32(record: Chunk | Gap | Detection) -> int:
+def record_crc32(record: Chunk | StoredChunk | Gap | Detection) -> int:
     """What tells two records of one identity apart: the samples' checksum, or that of the encoded record."""
+    if isinstance(record, StoredChunk):
+        return record.crc32
     if isinstance(record, Chunk):
         return chunk_crc32(record)
     return zlib.crc32(encode_gap(record) if isinstance(record, Gap) else encode_detection(record))
@@ -156,33 +159,6 @@ def pair_from(row: Mapping[str, Any]) -> Pair:
 
 def label_from(row: Mapping[str, Any]) -> LabelInterval:
     return LabelInterval(**{n: row[n] for n in LabelInterval.__dataclass_fields__})
-
-
-def _chunk_row(chunk: Chunk, received_ns: int) -> dict[str, Any]:
-    spec, samples = chunk.spec, chunk.samples_CN
-    return {
-        **_stream_columns(spec.id),
-        "epoch": chunk.epoch,
-        "seq": chunk.seq,
-        "start_ns": chunk.start_ns,
-        "end_ns": chunk.end_ns,
-        "n_samples": chunk.n_samples,
-        "crc32": chunk_crc32(chunk),
-        "modality": spec.modality,
-        "rate_hz": spec.rate_hz,
-        "channels": spec.channels,
-        "units": spec.units,
-        "sensitivity": spec.sensitivity,
-        "seed_id": spec.seed_id,
-        **{f"clock_{n}": getattr(chunk.clock, n) for n in ClockQuality.__dataclass_fields__},
-        "accepted_ns": chunk.accepted_ns,
-        "received_ns": received_ns,
-        "dtype": samples.dtype.name,
-        "samples": np.ascontiguousarray(samples, dtype=samples.dtype.newbyteorder("<")).tobytes(),
-        "times": None if chunk.times_ns is None else np.ascontiguousarray(chunk.times_ns, dtype="<i8").tobytes(),
-        "day": _EPOCH + datetime.timedelta(days=chunk.start_ns // (86_400 * NS_PER_S)),
-        "kind": spec.kind,
-    }
 
 
 def _gap_row(gap: Gap, received_ns: int) -> dict[str, Any]:

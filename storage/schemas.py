@@ -6,7 +6,7 @@ Times are int64 nanoseconds UTC. Partition columns (`day`, `kind`) stand in the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -108,6 +108,21 @@ RUNS: Final = pa.schema(
 # Identities that came twice with different bytes. Their rows stay where they are, and no reader sees them.
 QUARANTINE: Final = pa.schema([*_IDENTITY, *_RECORD, ("reason", pa.string()), ("found_ns", pa.int64())])
 
+# Identities that retention took out of the lake: durable once, known for ever, and never taken again. [start_ns,
+# end_ns) spans their records; `reason`: "age" or "bytes".
+RETIRED: Final = pa.schema(
+    [
+        *_IDENTITY,
+        ("epoch", pa.string()),
+        ("seq_first", pa.int64()),
+        ("seq_last", pa.int64()),
+        ("start_ns", pa.int64()),
+        ("end_ns", pa.int64()),
+        ("reason", pa.string()),
+        ("retired_ns", pa.int64()),
+    ]
+)
+
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
@@ -123,6 +138,15 @@ class TableLayout:
     def file_schema(self) -> pa.Schema:
         """Columns that stand in the Parquet files."""
         return pa.schema([field for field in self.schema if field.name not in self.partition_by])
+
+    def parquet_options(self) -> dict[str, Any]:
+        """How every writer of this table encodes its files (`pyarrow.parquet.ParquetWriter`)."""
+        return {
+            "compression": "zstd",
+            "compression_level": 1,
+            "use_dictionary": [field.name for field in self.file_schema if pa.types.is_string(field.type)],
+            "write_statistics": [*self.stats],
+        }
 
 
 _STREAM_ORDER = ("site", "node", "stream", "start_ns", "seq")
@@ -142,6 +166,13 @@ TABLES: Final[dict[str, TableLayout]] = {
     "labels": TableLayout(LABELS, (), ("site", "node", "start_ns"), ("site", "node", "start_ns"), 4096),
     "runs": TableLayout(RUNS, (), ("ended_ns",), ("ended_ns",)),
     "quarantine": TableLayout(QUARANTINE, (), ("site", "node", "seq"), ("site", "node", "epoch", "seq"), 1024),
+    "retired": TableLayout(
+        RETIRED,
+        (),
+        ("site", "node", "epoch", "seq_first"),
+        ("site", "node", "epoch", "seq_first", "seq_last", "start_ns", "end_ns"),
+        4096,
+    ),
 }
 # The tables whose rows have an identity of the wire: (site, node, epoch, seq).
 RECORD_TABLES: Final = ("chunks", "gaps", "detections")

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infomae_stream.errors import LakeError
+from infomae_stream.stored_chunk import StoredChunk
 from infomae_stream.types import Chunk, Detection, Gap
 from storage.identities import OutboxKey
-from storage.lake import Lake
 from storage.rows import record_crc32
 from storage.schemas import RECORD_TABLES
 from storage.segments import identity_ranges, live_files
+from storage.torn_files import whole_files
+
+if TYPE_CHECKING:
+    from storage.lake import Lake
 
 Identity = tuple[OutboxKey, int]
 # Table, stream ("" for detections), start_ns, end_ns, crc32: equal for a record that came twice, and only then.
 Content = tuple[str, str, int, int, int]
 
 
-def content_of(record: Chunk | Gap | Detection) -> Content:
+def content_of(record: Chunk | StoredChunk | Gap | Detection) -> Content:
     """What tells a record sent again from another record under the same identity."""
     if isinstance(record, Detection):
         return "detections", "", record.start_ns, record.end_ns, record_crc32(record)
-    table, stream = ("chunks", record.spec.id) if isinstance(record, Chunk) else ("gaps", record.stream)
+    table, stream = ("gaps", record.stream) if isinstance(record, Gap) else ("chunks", record.spec.id)
     return table, stream.stream, record.start_ns, record.end_ns, record_crc32(record)
 
 
@@ -73,7 +77,7 @@ def _files_with(table: Path, version: int, seqs_of: dict[OutboxKey, list[int]]) 
     for (site, node, epoch), seqs in seqs_of.items():
         place = [("site", "=", site), ("node", "=", node), ("epoch", "=", epoch)]
         groups.append([*place, ("seq", ">=", min(seqs)), ("seq", "<=", max(seqs))])
-    yield from live_files(table, version, groups)
+    yield from whole_files(table.name, live_files(table, version, groups))
 
 
 def _rows(file: Path, table: str, seqs: list[int]) -> list[dict[str, Any]]:

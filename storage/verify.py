@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from storage.duck import connect
+from storage.duck import open_tables
 from storage.lake import Lake
-from storage.query import logical_identities
+from storage.query import logical_identities, read_gaps
 
 KINDS: Final = {"chunks": "chunk", "gaps": "gap", "detections": "detection"}
 _EXAMPLES: Final = 10
@@ -22,6 +22,10 @@ _TRUTH: Final = pa.schema(
         *((name, pa.int64()) for name in ("seq", "start_ns", "crc32")),
     ]
 )
+_TEXTS: Final = [(name, pa.string()) for name in ("site", "node", "stream", "epoch")]
+_TIMES: Final = [(name, pa.int64()) for name in ("start_ns", "end_ns")]
+_SHED: Final = pa.schema([*_TEXTS, ("seq", pa.int64()), *_TIMES])
+_GAPS: Final = pa.schema([*_TEXTS, *_TIMES])
 _IDENTITY: Final = "kind, site, node, stream, epoch, seq"
 # What must agree between truth and lake; the checksum is that of samples, so only chunks have one.
 _COMPARED: Final = f"{_IDENTITY}, start_ns, if(kind = 'chunk', crc32, 0) AS crc32"
@@ -35,7 +39,11 @@ class Verification:
     logical_duplicates: identities that readers see with two contents, and the same samples (stream, start, checksum)
     under a second identity. physical_duplicates: extra copies on disk, which readers leave out. unexpected: in the
     lake, and in no truth log. quarantined: accepted, and hidden because its identity came with two contents; not lost.
-    unreadable_lines: of the truth logs (a node killed in the middle of a line).
+    shed: accepted, not in the lake, given up by the node as its truth log says, and inside a gap record of that stream
+    in the lake; without the gap record it is lost. What was on its way when it was given up may be in the lake as well
+    as inside a gap, and counts as in the lake.
+    retired: accepted, and taken out by retention since; not lost. unreadable_lines: of the truth logs (a node killed in
+    the middle of a line).
     """
 
     accepted: int
@@ -47,6 +55,8 @@ class Verification:
     quarantined: int
     unreadable_lines: int
     examples: tuple[str, ...]
+    retired: int = 0
+    shed: int = 0
 
     @property
     def passed(self) -> bool:
@@ -58,16 +68,31 @@ def compare(truth_dir: Path, lake: Lake) -> Verification:
 
     Run it when nothing is under way: what a node accepted a moment ago counts as lost until it has arrived.
     """
-    truth, unreadable = _read_truth(truth_dir)
+    truth, shed, unreadable = _read_truth(truth_dir)
     stored = pa.concat_tables([_identities(lake, table, kind) for table, kind in KINDS.items()])
-    with connect() as db:
+    with open_tables(lake, {"retired": None, "quarantine": None}) as db:
         db.register("truth_lines", truth)
         db.register("stored", stored)
+        db.register("shed_lines", shed)
+        db.register("gap_rows", _gap_rows(lake))
+        db.execute(
+            "CREATE TABLE covered AS SELECT DISTINCT l.* FROM shed_lines l JOIN gap_rows g ON g.site = l.site"
+            " AND g.node = l.node AND g.stream = l.stream AND g.epoch = l.epoch"
+            " AND g.start_ns <= l.start_ns AND g.end_ns >= l.end_ns"
+        )
         db.execute(f"CREATE VIEW truth AS SELECT DISTINCT {_COMPARED} FROM truth_lines")
         db.execute(f"CREATE VIEW held AS SELECT DISTINCT {_COMPARED} FROM stored WHERE NOT quarantined")
         db.execute(
-            "CREATE VIEW missing AS SELECT t.*, EXISTS (SELECT 1 FROM stored s WHERE s.quarantined AND s.kind = t.kind"
-            " AND s.site = t.site AND s.node = t.node AND s.epoch = t.epoch AND s.seq = t.seq) AS quarantined"
+            # Of two contents that came in one batch neither has a row; both are dead letters.
+            "CREATE VIEW missing AS SELECT t.*, EXISTS (SELECT 1 FROM quarantine q WHERE q.site = t.site"
+            " AND q.node = t.node AND q.epoch = t.epoch AND q.seq = t.seq) AS quarantined,"
+            # A record that is there with other content is no retired one.
+            " EXISTS (SELECT 1 FROM retired r WHERE r.site = t.site AND r.node = t.node AND r.epoch = t.epoch"
+            " AND t.seq BETWEEN r.seq_first AND r.seq_last) AND NOT EXISTS (SELECT 1 FROM stored s WHERE"
+            " s.site = t.site AND s.node = t.node AND s.epoch = t.epoch AND s.seq = t.seq) AS retired,"
+            " EXISTS (SELECT 1 FROM covered c WHERE c.site = t.site AND c.node = t.node AND c.epoch = t.epoch"
+            " AND c.seq = t.seq AND c.start_ns = t.start_ns) AND NOT EXISTS (SELECT 1 FROM stored s WHERE"
+            " s.site = t.site AND s.node = t.node AND s.epoch = t.epoch AND s.seq = t.seq) AS shed"
             " FROM (SELECT * FROM truth EXCEPT SELECT * FROM held) t"
         )
         db.execute("CREATE VIEW surplus AS SELECT * FROM held EXCEPT SELECT * FROM truth")
@@ -81,7 +106,7 @@ def compare(truth_dir: Path, lake: Lake) -> Verification:
         return Verification(
             accepted=_number(db, "SELECT count(*) FROM truth"),
             in_lake=_number(db, f"SELECT count(*) FROM (SELECT DISTINCT {_IDENTITY} FROM held)"),
-            lost=_number(db, "SELECT count(*) FROM missing WHERE NOT quarantined"),
+            lost=_number(db, "SELECT count(*) FROM missing WHERE NOT (quarantined OR retired OR shed)"),
             logical_duplicates=_number(
                 db,
                 "SELECT (SELECT coalesce(sum(extra), 0) FROM twice)"
@@ -92,6 +117,8 @@ def compare(truth_dir: Path, lake: Lake) -> Verification:
             quarantined=_number(db, "SELECT count(*) FROM missing WHERE quarantined"),
             unreadable_lines=unreadable,
             examples=tuple(_examples(db)),
+            retired=_number(db, "SELECT count(*) FROM missing WHERE retired AND NOT quarantined"),
+            shed=_number(db, "SELECT count(*) FROM missing WHERE shed AND NOT (quarantined OR retired)"),
         )
 
 
@@ -100,17 +127,35 @@ def _identities(lake: Lake, table: str, kind: str) -> pa.Table:
     return found.append_column("kind", pa.array([kind] * found.num_rows, pa.string()))
 
 
-def _read_truth(truth_dir: Path) -> tuple[pa.Table, int]:
-    rows: list[dict[str, Any]] = []
+def _gap_rows(lake: Lake) -> pa.Table:
+    rows = [
+        {
+            "site": gap.stream.site,
+            "node": gap.stream.node,
+            "stream": gap.stream.stream,
+            "epoch": gap.epoch,
+            "start_ns": gap.start_ns,
+            "end_ns": gap.end_ns,
+        }
+        for gap in read_gaps(lake)
+    ]
+    return pa.Table.from_pylist(rows, schema=_GAPS)
+
+
+def _read_truth(truth_dir: Path) -> tuple[pa.Table, pa.Table, int]:
+    """(accepted, shed, unreadable lines)."""
+    accepted: list[dict[str, Any]] = []
+    shed: list[dict[str, Any]] = []
     unreadable = 0
     for path in sorted(truth_dir.glob("*.jsonl")):
         for line in path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
-                rows.append({name: row[name] for name in _TRUTH.names})
+                rows, schema = (shed, _SHED) if row["kind"] == "shed" else (accepted, _TRUTH)
+                rows.append({name: row[name] for name in schema.names})
             except (ValueError, KeyError, TypeError):
                 unreadable += 1
-    return pa.Table.from_pylist(rows, schema=_TRUTH), unreadable
+    return pa.Table.from_pylist(accepted, schema=_TRUTH), pa.Table.from_pylist(shed, schema=_SHED), unreadable
 
 
 def _number(db: Any, sql: str) -> int:
@@ -119,7 +164,7 @@ def _number(db: Any, sql: str) -> int:
 
 def _examples(db: Any) -> Iterator[str]:
     views = {
-        "lost": "missing WHERE NOT quarantined",
+        "lost": "missing WHERE NOT (quarantined OR retired OR shed)",
         "duplicate": "twice",
         "samples twice": "same_samples",
         "unexpected": "surplus",
