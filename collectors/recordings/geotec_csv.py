@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
-from collectors.recordings import Description, Recording
-from infomae_stream.errors import SourceError
+from collectors.archive import Archive
+from collectors.recordings import Description, OtherMake, Recording, only_part
+from collectors.text_rows import read_rows
 
 COLUMNS: Final = ("x_acc", "y_acc", "z_acc", "x_gyro", "y_gyro", "z_gyro")
-MAX_ROWS: Final = 5_000_000
 
 
 class GeotecCsv:
     """One file is one recording, named after the file; values stay float32 in their units."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, part: str = "") -> None:
+        self._archive = Archive(path)
+        with self._archive.lines(path.name) as lines:
+            header = next(lines, "").split(",")
+        if not {*COLUMNS, "timestamp"} <= set(header):
+            raise OtherMake("the header lacks x_acc ... z_gyro, timestamp", where=str(path))
+        only_part(part, path)
+        self._columns = [header.index(column) for column in COLUMNS]
+        self._time_column = header.index("timestamp")
         self.names: tuple[str, ...] = (path.stem,)
         self.description = Description(
             channels=("acc_x", "acc_y", "acc_z", "gyro_x", "gyro_y", "gyro_z"),
@@ -33,19 +37,14 @@ class GeotecCsv:
     def load(self, name: str) -> Recording:
         if name not in self.names:
             raise KeyError(name)
-        times_ms: list[int] = []
-        values: list[list[float]] = []
-        try:
-            with self._path.open(newline="", encoding="utf-8") as f:
-                for row in islice(csv.DictReader(f), MAX_ROWS):
-                    values.append([float(row[column]) for column in COLUMNS])
-                    times_ms.append(int(row["timestamp"]))
-        except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as e:
-            raise SourceError(f"row {len(times_ms) + 1} cannot be read: {e!r}", where=str(self._path)) from e
-        if not times_ms:
-            raise SourceError("there are no rows", where=str(self._path))
-        times_N = np.array(times_ms, dtype=np.int64) * 1_000_000
-        return Recording(np.array(values, dtype=np.float32).T.copy(), times_N, int(times_N[0]))
+        with self._archive.lines(name) as lines:
+            next(lines, "")
+            where = str(self._archive.path)
+            rows = read_rows(lines, self._parse, where=where, first_line=2, channels=len(COLUMNS))
+        return Recording(rows.samples_CN, rows.times_ns, int(rows.times_ns[0]), rows.refused)
 
     def close(self) -> None:
-        return
+        self._archive.close()
+
+    def _parse(self, row: Sequence[str]) -> tuple[int, list[float]]:
+        return int(row[self._time_column]) * 1_000_000, [float(row[column]) for column in self._columns]

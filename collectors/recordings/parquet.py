@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from collectors.recordings import Description, Recording
+from collectors.recordings import Description, Recording, only_part
 from infomae_stream.errors import SourceError
 
 CHILD_TIMEOUT_S: Final = 120.0
@@ -22,7 +22,8 @@ CHILD_TIMEOUT_S: Final = 120.0
 class ParquetRecordings:
     """Excerpts as scripts/pack_geotec.py writes them, and exported rows of the lake's chunks (see parquet_child)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, part: str = "") -> None:
+        only_part(part, path)
         self._path = path
         with tempfile.TemporaryDirectory(prefix="infomae-") as folder:
             answer = _decoder.decode(path, Path(folder))

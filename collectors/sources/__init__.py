@@ -17,10 +17,17 @@ from numpy.typing import NDArray
 from infomae_stream.clock import Clock
 from infomae_stream.config import Settings, validate
 from infomae_stream.errors import ConfigError
-from infomae_stream.types import StreamSpec
+from infomae_stream.types import ClockQuality, StreamSpec
 
 SOURCES: Final = {
+    "alsa": "collectors.sources.alsa:AlsaSource",
+    "csv": "collectors.sources.csv:CsvSource",
+    "i2c": "collectors.sources.i2c:I2cSource",
+    "iio": "collectors.sources.iio:IioSource",
+    "mqtt": "collectors.sources.mqtt:MqttSource",
+    "raspberry_shake": "collectors.sources.raspberry_shake:RaspberryShakeSource",
     "replay": "collectors.sources.replay:ReplaySource",
+    "seedlink": "collectors.sources.seedlink:SeedLinkSource",
     "synthetic": "collectors.sources.synthetic:SyntheticSource",
 }
 
@@ -45,6 +52,9 @@ class Reading:
     cursor, offset: the place of the first sample, see Position.
     monotonic_ns: of the first sample; 0 where the source's own time is all there is (recordings).
     ends: nothing follows without a break, so what is buffered makes a chunk now.
+    clock: quality of the clock that gave the times; None where it is this node's.
+    uncertainty_ns: of these times, on top of their clock's: how they were taken (on arrival, say).
+    full_scale: samples at or beyond +- this many counts are clipped; 0: where the integer type ends.
     """
 
     stream: str
@@ -55,6 +65,21 @@ class Reading:
     offset: int = 0
     monotonic_ns: int = 0
     ends: bool = False
+    clock: ClockQuality | None = None
+    uncertainty_ns: int = 0
+    full_scale: float = 0.0
+
+
+class Refuse(Protocol):
+    def __call__(self, stream: str, reason: str, count: int = 1, detail: str = "") -> None:
+        """Count what a source did not take (datagrams, rows, messages, samples) and say why, from any thread.
+
+        reason: one word of the source's own closed list, fit for a metric's label. stream: "" where it is of none.
+        """
+
+
+def _unheard(stream: str, reason: str, count: int = 1, detail: str = "") -> None:
+    return
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +91,14 @@ class SourceContext:
     base_dir: Path
     clock: Clock
     position: Callable[[str], Position | None]
+    refuse: Refuse = _unheard
 
 
 class Source(Protocol):
-    """Made by `Class(options, context)`; raises SourceError when the sensor or the file cannot be read."""
+    """Made by `Class(options, context)`; raises SourceError when the sensor or the file cannot be read.
+
+    A class with `live = True` is a sensor that may come back: when poll fails it is closed and made anew, later.
+    """
 
     Options: ClassVar[type[Settings]]
 
