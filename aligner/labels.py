@@ -32,7 +32,7 @@ from storage.rows import LabelInterval
 
 COLUMNS: Final = ("site", "node", "start_ns", "end_ns", "label")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_ISO_FRACTION: Final = re.compile(r"[.,](\d{1,9})")
+_ISO_FRACTION: Final = re.compile(r"[.,]([0-9]{1,9})")
 
 
 class Purpose(StrEnum):
@@ -139,7 +139,7 @@ def _interval(row: dict[str, str], classes: Sequence[str], purpose: Purpose, whe
 
 def _time_ns(text: str) -> int:
     text = text.strip()
-    if re.fullmatch(r"\d{1,19}", text):
+    if re.fullmatch(r"[0-9]{1,19}", text):
         return int(text)
     fraction = _ISO_FRACTION.search(text)
     try:  # the fraction apart: datetime keeps microseconds only

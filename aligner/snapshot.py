@@ -34,7 +34,7 @@ from storage.lake import Lake
 from storage.rows import LabelInterval
 
 FORMAT: Final = 1
-TABLES: Final = ("chunks", "pairs", "labels")
+TABLES: Final = ("chunks", "pairs", "labels", "quarantine")
 _Labels = dict[tuple[str, str], list[LabelInterval]]  # by (site, node), sorted by start
 MIN_LABEL_SHARE: Final = 0.6  # of a window that one class's intervals must cover
 
@@ -159,7 +159,9 @@ def _windows(snapshot: Snapshot, lake: Lake, sites: Sequence[str]) -> dict[str, 
         streams = sorted({s.id for s in specs if s.id.site == site and s.modality in snapshot.modalities})
         if not streams:
             continue
-        chunks = query.read_chunks(lake, streams=streams, version=version)
+        # What was quarantined later was learned from; a snapshot made before this was kept means the newest.
+        quarantine = snapshot.tables.get("quarantine")
+        chunks = query.read_chunks(lake, streams=streams, version=version, quarantine_version=quarantine)
         for window in windows_of(chunks, snapshot.grid, 0, 2**62):
             usable = window.coverage >= snapshot.min_coverage and np.isfinite(window.x_CN).all()
             if usable and window.spec.modality in out:

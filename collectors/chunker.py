@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from collectors.sources import Position, Reading
 from infomae_stream.clock import NS_PER_S
-from infomae_stream.types import StreamSpec
+from infomae_stream.types import ClockQuality, StreamSpec
 
 # A sample that is older than the newest by more than this means that the clock was set back, and time starts anew.
 RESTART_NS: Final = 60 * NS_PER_S
@@ -23,7 +23,10 @@ RESTART_NS: Final = 60 * NS_PER_S
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """What becomes one chunk. position: where to go on once it has been accepted. hole_ns: silence just before it."""
+    """What becomes one chunk. position: where to go on once it has been accepted. hole_ns: silence just before it.
+
+    clock, uncertainty_ns: as in Reading; of the first reading that it holds, and the largest of them.
+    """
 
     start_ns: int
     samples_CN: NDArray[Any]
@@ -31,6 +34,8 @@ class Piece:
     position: Position
     monotonic_ns: int
     hole_ns: int
+    clock: ClockQuality | None = None
+    uncertainty_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -42,6 +47,8 @@ class _Open:
     regular: bool
     monotonic_ns: int
     hole_ns: int
+    clock: ClockQuality | None
+    uncertainty_ns: int
 
 
 class Chunker:
@@ -95,6 +102,8 @@ class Chunker:
                 position=self._position,
                 monotonic_ns=done.monotonic_ns,
                 hole_ns=done.hole_ns,
+                clock=done.clock,
+                uncertainty_ns=done.uncertainty_ns,
             )
         ]
 
@@ -155,8 +164,11 @@ class Chunker:
             if end > first:
                 if self._open is None:
                     since_ns = int(times_N[first] - times_N[0])
-                    self._open = _Open([], [], regular, monotonic_ns and monotonic_ns + since_ns, hole_ns)
+                    self._open = _Open(
+                        [], [], regular, monotonic_ns and monotonic_ns + since_ns, hole_ns, reading.clock, 0
+                    )
                     hole_ns = 0
+                self._open.uncertainty_ns = max(self._open.uncertainty_ns, reading.uncertainty_ns)
                 self._open.samples.append(samples_CN[:, first:end])
                 self._open.times.append(times_N[first:end])
                 self._position = Position(reading.cursor, int(offsets_N[end]), int(times_N[end - 1]))

@@ -1,4 +1,4 @@
-"""What this machine knows of its own clock: asked of chrony or of the kernel, or declared in the configuration."""
+"""What this machine knows of its own clock: asked of chrony, gpsd or the kernel, or declared in the configuration."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from collectors.gpsd import Gpsd
 from infomae_stream.clock import NS_PER_S, Clock
 from infomae_stream.node_config import ClockSettings
 from infomae_stream.types import ClockQuality
 
 ASK_EVERY_S: Final = 10.0
+ASK_GPSD_EVERY_S: Final = 1.0  # it pushes its reports: looking costs a read
 CHRONYC: Final = ("chronyc", "-c", "tracking")
 # Nothing is known: say so in numbers that no matcher takes.
 UNKNOWN_NS: Final = 10 * NS_PER_S
@@ -22,24 +24,34 @@ _TIME_ERROR: Final = 5
 
 
 class ClockReader:
-    """`read` gives the quality now; the time source behind it is asked every ASK_EVERY_S at most."""
+    """`read` gives the quality now; the time source behind it is asked every few seconds at most."""
 
     def __init__(self, settings: ClockSettings, clock: Clock) -> None:
         self._clock = clock
         self._ask: Callable[[], ClockQuality] = {
             "system": ask_kernel,
             "chrony": ask_chrony,
+            "gpsd": self._ask_gpsd,
             "declared": lambda: _declared(settings),
         }[settings.source]
+        self._every_ns = round((ASK_GPSD_EVERY_S if settings.source == "gpsd" else ASK_EVERY_S) * NS_PER_S)
+        self._gpsd = Gpsd(clock, port=settings.gpsd_port)
         self._asked_ns: int | None = None
         self._quality = ClockQuality("unknown", 0, UNKNOWN_NS)
 
     def read(self) -> ClockQuality:
         now_ns = self._clock.monotonic_ns()
-        if self._asked_ns is None or now_ns - self._asked_ns > ASK_EVERY_S * NS_PER_S:
+        if self._asked_ns is None or now_ns - self._asked_ns > self._every_ns:
             self._asked_ns = now_ns
             self._quality = self._ask()
         return self._quality
+
+    def close(self) -> None:
+        self._gpsd.close()
+
+    def _ask_gpsd(self) -> ClockQuality:
+        """What gpsd says; what the kernel knows while there is no gpsd or no fix."""
+        return self._gpsd.ask(boot_id()) or ask_kernel()
 
 
 def _declared(settings: ClockSettings) -> ClockQuality:

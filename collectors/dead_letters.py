@@ -8,6 +8,7 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
+from infomae_stream.folders import make_folders, sync_path
 from infomae_stream.telemetry import EventLog
 
 _log = EventLog("infomae.ingest")
@@ -24,9 +25,10 @@ class DeadLetters:
         self._folder = folder
         self._max_bytes = max_bytes
         self.dropped = 0
-        folder.mkdir(parents=True, exist_ok=True)
-        for stray in folder.glob("*.tmp"):
-            stray.unlink()
+        make_folders(folder)
+        self._clear_halves()
+        # A letter of a process that was killed before its fsync counts as kept from now on.
+        sync_path(folder)
         letters = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         self._sizes: OrderedDict[str, int] = OrderedDict((path.stem, self._size(path.stem)) for path in letters)
         self._bytes = sum(self._sizes.values())
@@ -49,9 +51,10 @@ class DeadLetters:
             return True
         while self._bytes + size > self._max_bytes:
             self._drop_oldest()
-        # The payload first: a sidecar without its payload is never seen.
         self._write(f"{name}.bin", payload)
         self._write(f"{name}.json", sidecar)
+        # The node stops sending it on our word, so the names must be durable too, and not only the bytes.
+        sync_path(self._folder)
         self._sizes[name] = size
         self._bytes += size
         return True
@@ -69,6 +72,14 @@ class DeadLetters:
             temporary.replace(self._folder / name)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _clear_halves(self) -> None:
+        """Remove temporaries, and of a letter that a power cut halved what is there: it was never acknowledged."""
+        for stray in self._folder.glob("*.tmp"):
+            stray.unlink()
+        for path in [*self._folder.glob("*.json"), *self._folder.glob("*.bin")]:
+            if not (path.with_suffix(".json").exists() and path.with_suffix(".bin").exists()):
+                path.unlink()
 
     def _drop_oldest(self) -> None:
         name, size = self._sizes.popitem(last=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 from collectors.chunker import Chunker, Piece
 from collectors.gap_ledger import GapLedger
+from collectors.signal_faults import count_clipped, is_flat
 from collectors.sources import Position, Reading, Source
 from infomae_stream.clock import NS_PER_S
 from infomae_stream.errors import DataError, OutboxFull, SourceClosed, SourceError
@@ -106,7 +107,7 @@ class Intake:
             return []
         try:
             # A gap is told when there is room for what follows it, not for the gap alone.
-            self._outbox.check_room(0 if self._put or not self._full else self._shed_bytes)
+            self._outbox.make_room(0 if self._put or not self._full else self._shed_bytes)
             if not self._gaps_buffered:
                 for span in spans:
                     self._outbox.put_gap(span.stream, span.start_ns, span.end_ns, span.reason, span.n_samples)
@@ -125,15 +126,36 @@ class Intake:
 
     def close(self) -> list[Accepted]:
         """Commit what is in the making, then let go of the sources."""
-        for stream in self._streams.values():
-            self._store(stream, stream.chunker.flush())
-        accepted = self.commit()
-        for source in self._sources:
-            source.close()
+        try:
+            for stream in self._streams.values():
+                self._store(stream, stream.chunker.flush())
+            accepted = self.commit()
+            return accepted + self._tell_last_gaps()
+        finally:
+            for source in self._sources:
+                source.close()
+
+    def _tell_last_gaps(self) -> list[Accepted]:
+        """There is no later commit to wait for: gap records alone may use the reserve."""
+        spans = self._ledger.spans()
+        if not spans:
+            return []
+        for span in spans:
+            self._outbox.put_gap(span.stream, span.start_ns, span.end_ns, span.reason, span.n_samples)
+        try:
+            accepted = self._outbox.commit()
+        except OutboxFull as e:
+            self._log.error("gaps_not_told", **self._labels, gaps=len(spans), reason=str(e))
+            return []
+        self._ledger.clear()
         return accepted
 
     def _take(self, reading: Reading) -> None:
         stream = self._streams[reading.stream]
+        clipped = count_clipped(reading.samples_CN, reading.full_scale)
+        if clipped:
+            labels = {**self._labels, "stream": reading.stream}
+            self._telemetry.counter("infomae_stream_clipped_samples_total").labels(**labels).inc(clipped)
         self._store(stream, stream.chunker.push(reading))
         refused = stream.chunker.refused_backward - stream.refused_told
         if refused:
@@ -165,10 +187,11 @@ class Intake:
             self._measure(stream, piece, end_ns)
 
     def _quality(self, piece: Piece) -> ClockQuality:
-        q = self._clock_quality()
+        q = piece.clock or self._clock_quality()
         # Recordings have no monotonic clock; their own time, without this node's error, does its work.
         monotonic_ns = piece.monotonic_ns or piece.start_ns
-        return ClockQuality(q.source, q.offset_ns, q.uncertainty_ns, q.synchronised, q.boot_id, monotonic_ns)
+        uncertainty_ns = q.uncertainty_ns + piece.uncertainty_ns
+        return ClockQuality(q.source, q.offset_ns, uncertainty_ns, q.synchronised, q.boot_id, monotonic_ns)
 
     def _measure(self, stream: _Stream, piece: Piece, end_ns: int) -> None:
         labels = {**self._labels, "stream": stream.spec.id.stream}
@@ -177,6 +200,9 @@ class Intake:
         self._telemetry.gauge("infomae_stream_last_sample_timestamp_seconds").labels(**labels).set(end_ns / NS_PER_S)
         self._telemetry.counter("infomae_stream_gap_seconds_total").labels(**labels).inc(piece.hole_ns / NS_PER_S)
         span_ns = piece.position.last_ns - piece.start_ns
+        if is_flat(piece.samples_CN):
+            flat: Any = self._telemetry.counter("infomae_stream_flatline_seconds_total")
+            flat.labels(**labels).inc(span_ns / NS_PER_S)
         if n > 10 and span_ns > 0:
             error = (n - 1) / (span_ns / NS_PER_S) / stream.spec.rate_hz - 1
             stream.rate_error += _RATE_MEMORY * (error - stream.rate_error)

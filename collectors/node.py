@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from collectors.clock_quality import ClockReader
 from collectors.intake import Intake
+from collectors.shedding_report import SheddingReport
 from collectors.truth_log import TruthLog
 from collectors.uplink import Uplink
 from infomae_stream import __version__
+from infomae_stream.certificate_expiry import measure_broker_certificate, watch_own_certificate
 from infomae_stream.clock import NS_PER_S, Clock
 from infomae_stream.errors import ConnectionFailed, OutboxError, WireError
 from infomae_stream.failpoints import reached
@@ -30,7 +33,7 @@ PURGE_EVERY_NS: Final = 5 * NS_PER_S
 def make_session(config: NodeConfig, node: NodeSettings) -> MqttSession:
     """The node's connection: acks and bundles come in, and the broker tells of its death."""
     return MqttSession(
-        config.mqtt,
+        config.mqtt.for_node(node.node),
         node.node,
         subscriptions=[
             (node_topic(node.site, node.node, "ack"), 1),
@@ -54,6 +57,7 @@ class Node:
         clock: Clock,
         telemetry: Telemetry,
         log: EventLog,
+        rng: random.Random | None = None,
     ) -> None:
         self._config, self._clock, self._telemetry, self._log = config, clock, telemetry, log
         self.site, self.name = settings.site, settings.node
@@ -61,6 +65,9 @@ class Node:
         self._outbox = outbox
         # First of all, so that nothing can be acknowledged and deleted before it is written down.
         self._truth = self._open_truth_log()
+        if self._truth:
+            outbox.on_shed = self._truth.shed
+        self._shedding = SheddingReport(clock, telemetry, log, **self._labels)
         self._clock_reader = ClockReader(settings.clock, clock)
         self._intake = make_intake(outbox)
         self._session = session
@@ -69,10 +76,14 @@ class Node:
             clock,
             max_inflight_bytes=config.uplink.max_inflight_bytes,
             resend_after_s=config.uplink.resend_after_s,
+            max_bytes_per_s=config.uplink.max_bytes_per_s,
+            start_jitter_s=config.uplink.start_jitter_s,
+            rng=rng,
         )
+        watch_own_certificate(telemetry, config.mqtt.for_node(self.name), config.base_dir, self.name)
         self._next_commit_ns = clock.monotonic_ns()
         self._next_purge_ns = clock.monotonic_ns()
-        self._announced = -1
+        self._announced = self._met = -1  # the connection that was announced to, and the one the uplink knows of
         self._observed: bytes | None = None
         self._told = {"reconnects": 0, "resent": 0}
 
@@ -106,21 +117,30 @@ class Node:
     def close(self) -> None:
         """Commit what is in the making, say good-bye, close the files."""
         try:
+            self._listen()  # acks that are here already need not come again
             accepted = self._intake.close()
             if self._truth:
                 self._truth.add(accepted)
-                self._truth.close()
+            self._outbox.write_acks()
         except OutboxError as e:
             self._log.error("outbox_failed", **self._labels, reason=str(e))
-        if self._session.connected:
-            self._session.publish(node_topic(self.site, self.name, "status"), _status("offline"), retain=True)
-        self._session.close(timeout_s=1.0)
-        self._outbox.close()
+        finally:
+            if self._truth:
+                self._truth.close()
+            if self._session.connected:
+                self._session.publish(node_topic(self.site, self.name, "status"), _status("offline"), retain=True)
+            self._session.close(timeout_s=1.0)
+            self._clock_reader.close()
+            self._outbox.close()
 
     def _commit(self) -> None:
+        if self._truth:
+            self._truth.catch_up()  # what another process committed and this commit may shed
         accepted = self._intake.commit()
         if self._truth:
             self._truth.add(accepted)
+        self._outbox.write_acks()  # those that no commit took along
+        self._shedding.add(self._outbox.take_shed())
 
     def _listen(self) -> None:
         try:
@@ -139,6 +159,9 @@ class Node:
         leaf = parse_topic(message.topic).leaf
         if leaf == "ack":
             result = self._uplink.handle_ack(message.payload)
+            if result.strange:
+                self._telemetry.counter("infomae_messages_refused_total").labels(**self._labels, reason="content").inc()
+                self._log.warning("ack_of_other_content", **self._labels, fix="was this outbox copied to another node?")
             for reason, count in result.refused.items():
                 known = f"hub_{reason}" if reason in REASONS else "hub_other"
                 self._telemetry.counter("infomae_chunks_dropped_total").labels(**self._labels, reason=known).inc(count)
@@ -156,6 +179,9 @@ class Node:
     def _publish(self) -> None:
         if not self._session.connected:
             return
+        if self._met != self._session.reconnects:
+            self._uplink.connected()
+            self._met = self._session.reconnects
         if self._announced != self._session.reconnects:
             self._announce()
         for record in self._uplink.due():
@@ -195,6 +221,7 @@ class Node:
         if now_ns >= self._next_purge_ns:
             self._next_purge_ns = now_ns + PURGE_EVERY_NS
             self._outbox.purge(self._config.outbox.keep_s)
+            self._outbox.shed_expired()
         self._measure()
 
     def _measure(self) -> None:
@@ -215,6 +242,11 @@ class Node:
         ):
             self._telemetry.counter(name).labels(**self._labels).inc(total - self._told[key])
             self._told[key] = total
+        for reason, total in self._session.broker.refusals.items():
+            new = total - self._told.get(f"refused {reason}", 0)
+            self._telemetry.counter("infomae_mqtt_refusals_total").labels(**self._labels, reason=reason).inc(new)
+            self._told[f"refused {reason}"] = total
+        measure_broker_certificate(self._telemetry, self._session)
 
     def _open_truth_log(self) -> TruthLog | None:
         if not self._config.truth_log_dir:

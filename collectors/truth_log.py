@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from infomae_stream.outbox import Accepted, Outbox
+from infomae_stream.shedding import ShedRecord
 
 _TAIL_BYTES: Final = 65_536
 
@@ -15,6 +16,8 @@ _TAIL_BYTES: Final = 65_536
 class TruthLog:
     """`<dir>/<node>.jsonl`: one JSON object a record, in the order of seq, each exactly once.
 
+    Between them, lines of kind "shed" name by seq what was given up, and the time that a gap record must cover. They
+    are written just before that is committed: one whose commit failed is there although its record is, too.
     Opening it adds what was committed before a kill and had not been written yet, and cuts off a torn last line.
     """
 
@@ -28,17 +31,35 @@ class TruthLog:
 
     def add(self, accepted: Iterable[Accepted]) -> None:
         """What a commit gave back, and whatever another process had committed before it."""
-        found: dict[int, Accepted] = {}
-        after = self._last_seq
-        while page := self._outbox.accepted_after(after):
-            found.update((record.seq, record) for record in page)
-            after = page[-1].seq
-        found.update((record.seq, record) for record in accepted if record.seq > self._last_seq)
-        self._write(found)
+        rest = {record.seq: record for record in accepted if record.seq > self._last_seq}
+        while page := self._outbox.accepted_after(self._last_seq):
+            found = {record.seq: record for record in page}
+            found |= {seq: rest[seq] for seq in rest if seq <= page[-1].seq}
+            rest = {seq: record for seq, record in rest.items() if seq not in found}
+            self._write(found)
+        self._write(rest)
 
     def catch_up(self) -> None:
         """What others have committed meanwhile (the detector)."""
         self.add(())
+
+    def shed(self, records: Iterable[ShedRecord]) -> None:
+        """These are about to be given up. `after` tells a restart how far the accepted ones are written."""
+        for r in records:
+            line = {
+                "kind": "shed",
+                "of": r.kind,
+                "site": self._site,
+                "node": self._node,
+                "stream": r.stream_id.stream,
+                "epoch": self._outbox.epoch,
+                "seq": r.seq,
+                "start_ns": r.start_ns,
+                "end_ns": r.end_ns,
+                "after": self._last_seq,
+            }
+            self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -63,7 +84,7 @@ class TruthLog:
 
 
 def _cut_and_find_last(path: Path, epoch: str) -> int:
-    """Cut off what follows the last line end; return the seq of the last line, 0 when it is of another epoch."""
+    """Cut off what follows the last line end; return the last accepted seq that is written, 0 of another epoch."""
     with path.open("r+b") as f:
         size = f.seek(0, 2)
         f.seek(max(size - _TAIL_BYTES, 0))
@@ -74,4 +95,4 @@ def _cut_and_find_last(path: Path, epoch: str) -> int:
     if not lines:
         return 0
     last = json.loads(lines[-1])
-    return int(last["seq"]) if last["epoch"] == epoch else 0
+    return int(last.get("after", last["seq"])) if last["epoch"] == epoch else 0

@@ -23,7 +23,7 @@ from infomae_stream.wire import Ack, decode_chunk, encode_ack, seq_ranges
 from tests.brokers import Broker, free_port, wait_until
 from tests.recording_files import T0_MS, write_csv, write_excerpt
 
-HEAVY = ("torch", "duckdb", "pyarrow", "deltalake", "pandas", "amqtt", "onnxruntime")
+HEAVY = ("torch", "duckdb", "pyarrow", "deltalake", "pandas", "amqtt", "onnxruntime", "obspy", "soundfile")
 
 
 class Hub:

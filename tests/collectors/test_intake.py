@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from collectors.truth_log import TruthLog
 from infomae_stream.clock import ManualClock
 from infomae_stream.errors import WireError
 from infomae_stream.outbox import Outbox
+from infomae_stream.shedding import SheddingPolicy, ShedRecord
 from infomae_stream.telemetry import EventLog, Telemetry
 from infomae_stream.types import Chunk, ClockQuality, Gap
 from infomae_stream.wire import Ack, decode_chunk, decode_gap
@@ -187,9 +189,75 @@ def test_the_truth_log_gets_what_a_kill_kept_from_it_once(tmp_path: Path, clock:
     with log_path.open("ab") as f:
         f.write(b'{"kind": "chunk", "si')  # torn
     TruthLog(log_path, outbox, **LABELS).close()
-    import json
-
     lines = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
     assert [(r["seq"], r["n_samples"]) for r in lines] == [(c.seq, c.n_samples) for c in outbox.tail_chunks(0, 100)]
     assert all(r["epoch"] == outbox.epoch and r["crc32"] for r in lines)
+    outbox.close()
+
+
+def shedding_outbox(path: Path, clock: ManualClock, max_bytes: int = 60_000) -> Outbox:
+    return Outbox.open(path, clock, max_bytes=max_bytes, reserve_bytes=0, shedding=SheddingPolicy())
+
+
+def test_with_a_policy_new_samples_are_taken_and_the_truth_log_tells_what_went(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    write_csv(tmp_path / "a.csv", list(range(0, 120_000, 10)))
+    outbox = shedding_outbox(tmp_path / "o.sqlite", clock)
+    log_path = tmp_path / "truth" / "s01-phone.jsonl"
+    truth = TruthLog(log_path, outbox, **LABELS)
+    outbox.on_shed = truth.shed
+    node = intake([source(tmp_path, clock, outbox, path="a.csv", speed=1)], outbox, Telemetry())
+    for _ in range(100):
+        clock.advance(1)
+        node.poll()
+        truth.add(node.commit())
+    truth.close()
+    chunks = outbox.tail_chunks(0, 1000)
+    (gap,) = [r for r in records(outbox) if isinstance(r, Gap)]
+    assert gap.reason == "shed" and gap.end_ns == chunks[0].start_ns
+    assert gap.n_samples + sum(c.n_samples for c in chunks) >= 100 * 98
+    lines = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
+    shed = {r["seq"] for r in lines if r["kind"] == "shed"}
+    accepted = {r["seq"] for r in lines if r["kind"] != "shed"}
+    assert shed <= accepted and accepted - shed == {r.seq for r in records(outbox)}
+    assert all(gap.start_ns <= r["start_ns"] < r["end_ns"] <= gap.end_ns for r in lines if r["kind"] == "shed")
+    outbox.close()
+
+
+def test_a_truth_log_that_ends_with_shed_lines_goes_on_where_it_was(tmp_path: Path, clock: ManualClock) -> None:
+    write_csv(tmp_path / "a.csv", list(range(0, 20_000, 10)))
+    outbox = shedding_outbox(tmp_path / "o.sqlite", clock, max_bytes=10**7)
+    log_path = tmp_path / "truth" / "s01-phone.jsonl"
+    truth = TruthLog(log_path, outbox, **LABELS)
+    node = intake([source(tmp_path, clock, outbox, path="a.csv", speed=1)], outbox, Telemetry())
+    for _ in range(5):
+        clock.advance(1)
+        node.poll()
+        truth.add(node.commit())
+    first = outbox.tail_chunks(0, 1)[0]
+    stream_id = first.spec.id
+    truth.shed([ShedRecord(first.seq, "chunk", stream_id, first.start_ns, first.end_ns, first.n_samples)])
+    truth.close()  # killed before the shedding was committed
+    TruthLog(log_path, outbox, **LABELS).close()
+    lines = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
+    seqs = [r["seq"] for r in lines if r["kind"] != "shed"]
+    assert seqs == [c.seq for c in outbox.tail_chunks(0, 100)]
+    outbox.close()
+
+
+def test_what_found_no_room_is_told_when_the_node_ends(tmp_path: Path, clock: ManualClock) -> None:
+    write_csv(tmp_path / "a.csv", list(range(0, 60_000, 10)))
+    outbox = Outbox.open(tmp_path / "o.sqlite", clock, max_bytes=30_000, reserve_bytes=0)
+    node = intake([source(tmp_path, clock, outbox, path="a.csv", speed=1)], outbox, Telemetry())
+    for _ in range(40):
+        clock.advance(1)
+        node.poll()
+        node.commit()
+    clock.advance(0.95)
+    node.poll()
+    (gap,) = node.close()
+    assert gap.kind == "gap"
+    (told,) = [r for r in records(outbox) if isinstance(r, Gap)]
+    assert told.reason == "outbox_full" and told.start_ns == outbox.tail_chunks(0, 100)[-1].end_ns
     outbox.close()

@@ -14,7 +14,7 @@ from collectors.sources import Reading, Source, SourceContext, make_source
 from infomae_stream.clock import ManualClock
 from infomae_stream.errors import SourceClosed, SourceError
 from infomae_stream.types import Chunk, ClockQuality, StreamId, StreamSpec
-from tests.recording_files import T0_MS, write_csv, write_excerpt, write_wav
+from tests.recording_files import T0_MS, write_excerpt, write_wav
 
 
 def replay(folder: Path, clock: ManualClock, **options: Any) -> Source:
@@ -100,13 +100,6 @@ def test_a_decoder_that_was_killed_is_started_again(tmp_path: Path) -> None:
         decoder._child.kill()
         decoder._child.wait()
     decoder.close()
-
-
-def test_csv_with_a_broken_row_names_the_row(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "a.csv", [0, 10])
-    path.write_text(path.read_text(encoding="utf-8") + "1,2,3,x,5,6,7,SEATED\n", encoding="utf-8")
-    with pytest.raises(SourceError, match="row 3"):
-        open_recordings(path).load("a")
 
 
 def test_a_missing_file_is_told_by_name(tmp_path: Path) -> None:

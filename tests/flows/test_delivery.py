@@ -13,6 +13,7 @@ from collectors.uplink import Uplink
 from infomae_stream.clock import ManualClock
 from infomae_stream.errors import WireError
 from infomae_stream.outbox import Outbox, Record
+from infomae_stream.shedding import SheddingPolicy
 from infomae_stream.types import ClockQuality, StreamId, StreamSpec
 from infomae_stream.wire import Ack, decode_chunk, encode_ack, seq_ranges
 
@@ -73,6 +74,8 @@ def test_a_network_that_drops_doubles_and_reorders_loses_nothing(tmp_path: Path,
         rng.shuffle(down)
         while down and rng.random() < 0.6:
             uplink.handle_ack(down.pop())
+        if rng.random() < 0.5:
+            outbox.write_acks()  # the next commit comes when it comes
         clock.advance(rng.choice([0.1, 1.0, 5.0]))
         if made >= 120 and outbox.unacked_bytes() == 0:
             break
@@ -92,6 +95,7 @@ def test_a_published_record_is_kept_until_the_hub_names_it(tmp_path: Path) -> No
     outbox.purge(keep_s=0)
     assert len(outbox.pending(10**9)) == 3
     uplink.handle_ack(encode_ack(Ack(outbox.epoch, ((2, 2),))))
+    outbox.write_acks()
     clock.advance(1)
     outbox.purge(keep_s=0)
     assert [c.seq for c in outbox.tail_chunks(0, 10)] == [1, 3]
@@ -131,6 +135,7 @@ def test_a_record_above_the_limit_still_goes(tmp_path: Path) -> None:
     uplink.sent(record)
     assert uplink.due() == []
     uplink.handle_ack(encode_ack(Ack(outbox.epoch, ((1, 1),))))
+    outbox.write_acks()
     assert [r.seq for r in uplink.due()] == [2]
     outbox.close()
 
@@ -170,7 +175,7 @@ def test_refused_for_good_ends_the_sending_and_is_told(tmp_path: Path) -> None:
     outbox, uplink = make(tmp_path, ManualClock())
     put(outbox, 3)
     result = uplink.handle_ack(encode_ack(Ack(outbox.epoch, ((1, 1),), ((2, 3, "crc"),))))
-    assert result.acknowledged == 3 and result.refused == {"crc": 2}
+    assert outbox.write_acks() == 3 and result.refused == {"crc": 2}
     assert uplink.due() == []
     outbox.close()
 
@@ -178,6 +183,96 @@ def test_refused_for_good_ends_the_sending_and_is_told(tmp_path: Path) -> None:
 def test_an_ack_for_an_older_outbox_changes_nothing(tmp_path: Path) -> None:
     outbox, uplink = make(tmp_path, ManualClock())
     put(outbox, 2)
-    assert uplink.handle_ack(encode_ack(Ack("older", ((1, 2),)))).acknowledged == 0
+    uplink.handle_ack(encode_ack(Ack("older", ((1, 2),))))
+    assert outbox.write_acks() == 0
     assert len(uplink.due()) == 2
+    outbox.close()
+
+
+def test_a_backlog_goes_at_the_cap_and_what_is_new_goes_beside_it(tmp_path: Path) -> None:
+    clock = ManualClock()
+    outbox = Outbox.open(tmp_path / "outbox.sqlite", clock, max_bytes=10**8, reserve_bytes=0)
+    put(outbox, 200)
+    size = len(outbox.pending(1)[0].payload)
+    cap = 5 * size
+    uplink = Uplink(outbox, clock, max_inflight_bytes=10**7, resend_after_s=1e6, max_bytes_per_s=cap)
+
+    def publish(seconds: int) -> int:
+        count = 0
+        for _ in range(seconds * 20):
+            clock.advance(0.05)
+            for record in uplink.due():
+                uplink.sent(record)
+                count += 1
+        return count
+
+    assert publish(10) == pytest.approx(50, abs=7)
+    before = publish(10)
+    for _ in range(10):
+        put(outbox, 3, outbox.last_seq())
+        before += publish(1)
+    assert before == pytest.approx(50 + 50 + 30, abs=5)
+    outbox.close()
+
+
+def test_a_node_that_makes_more_than_the_cap_is_not_held_back(tmp_path: Path) -> None:
+    clock = ManualClock()
+    outbox = Outbox.open(tmp_path / "outbox.sqlite", clock, max_bytes=10**8, reserve_bytes=0)
+    uplink = Uplink(outbox, clock, max_inflight_bytes=10**7, resend_after_s=1e6, max_bytes_per_s=100)
+    for second in range(20):
+        put(outbox, 5, second * 5)
+        for _ in range(20):
+            clock.advance(0.05)
+            for record in uplink.due():
+                uplink.sent(record)
+        assert outbox.last_seq() - len(uplink._inflight) <= 1
+    outbox.close()
+
+
+def test_after_a_reconnect_a_backlog_waits_a_random_time_and_a_short_one_does_not(tmp_path: Path) -> None:
+    def first_s(seed: int, backlog: int) -> float:
+        clock = ManualClock()
+        outbox = Outbox.open(tmp_path / f"{seed}-{backlog}.sqlite", clock, max_bytes=10**8, reserve_bytes=0)
+        put(outbox, backlog)
+        uplink = Uplink(
+            outbox,
+            clock,
+            max_inflight_bytes=10**6,
+            resend_after_s=10,
+            max_bytes_per_s=5_000,
+            start_jitter_s=10.0,
+            rng=random.Random(seed),
+        )
+        uplink.connected()
+        waited_s = 0.0
+        while not uplink.due():
+            clock.advance(0.1)
+            waited_s += 0.1
+        outbox.close()
+        return waited_s
+
+    waits = [first_s(seed, 60) for seed in range(8)]
+    assert all(w == pytest.approx(random.Random(seed).uniform(0, 10), abs=0.11) for seed, w in enumerate(waits))
+    assert first_s(1, 3) == 0.0
+
+
+def test_what_was_shed_on_its_way_leaves_the_flight(tmp_path: Path) -> None:
+    clock = ManualClock()
+    outbox = Outbox.open(tmp_path / "o.sqlite", clock, max_bytes=8_000, reserve_bytes=0, shedding=SheddingPolicy())
+    uplink = Uplink(outbox, clock, max_inflight_bytes=10**6, resend_after_s=10)
+    put(outbox, 3)
+    for record in uplink.due():
+        uplink.sent(record)
+    for first in range(3, 18):
+        put(outbox, 1, first)
+    assert outbox.record(1) is None  # shed while the broker had it
+    uplink.handle_ack(encode_ack(Ack(outbox.epoch, ((1, 1),))))  # and it arrived all the same
+    outbox.write_acks()
+    clock.advance(11)
+    again = uplink.due()
+    for record in again:
+        uplink.sent(record)
+    uplink.handle_ack(encode_ack(Ack(outbox.epoch, seq_ranges([r.seq for r in again]))))
+    outbox.write_acks()
+    assert outbox.unacked_bytes() == uplink.inflight_bytes == 0
     outbox.close()

@@ -94,6 +94,7 @@ class Road:
                 self.ingest.take(record.topic, record.payload)
             for _, payload in self.ingest.commit().acks:
                 uplink.handle_ack(payload)
+            outbox.write_acks()
 
 
 def node_of(site: str) -> str:
