@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -10,15 +11,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port that nobody listens on, below those that the kernel gives to outgoing connections.
+
+    Of those, one could be taken while a broker is down, even by the client that tries to reach it there.
+    """
+    for _ in range(200):
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                s.bind(("127.0.0.1", random.SystemRandom().randint(10_000, 32_000)))
+                return int(s.getsockname()[1])
+    raise AssertionError("no free port")
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 20.0, what: str = "condition") -> None:
@@ -58,6 +68,11 @@ class Broker:
             self.kill()
             raise
         return self
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
 
     def kill(self) -> None:
         assert self.process is not None

@@ -1,4 +1,4 @@
-"""What a row of the fault matrix is: a seeded experiment that can be repeated, judged by truth logs against the lake."""
+"""What a row of the fault matrix is: a seeded experiment that repeats, judged by truth logs against the lake."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class TrialResult:
     processes; peak_disk_bytes: outboxes, lake and dead letters together; 0 where a trial runs no process of its own.
     recovery_s: from the end of the fault to the moment when nothing waits any more.
     failures: what else went wrong, in words; a trial passed when there are none, nothing is lost and nothing doubled.
+    hits: names of the failpoints at which a process killed itself.
     """
 
     accepted: int
@@ -27,6 +28,7 @@ class TrialResult:
     peak_disk_bytes: int = 0
     recovery_s: float = 0.0
     failures: tuple[str, ...] = ()
+    hits: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -40,6 +42,7 @@ class Row:
     trial(rng, folder): runs one trial in an empty folder; everything random comes from `rng`, so that a seed repeats
     it. It cleans up its processes, mounts and rules also when it fails. seconds: what a trial takes, roughly; the
     runner shares trials out by it. missing(): what this machine lacks for it, "" when nothing.
+    failpoints: a full round must have killed a process at each of these.
     """
 
     number: int
@@ -47,3 +50,4 @@ class Row:
     trial: Callable[[random.Random, Path], TrialResult]
     seconds: float
     missing: Callable[[], str] = lambda: ""
+    failpoints: tuple[str, ...] = ()

@@ -1,0 +1,81 @@
+"""Errors of the disk (EIO) inside a program, for a while: strace attaches, and its system calls fail.
+
+Why not libfiu, made for this: its preloaded library takes malloc and mmap too, and a program that imports pyarrow or
+deltalake under it hangs at its start now and then (two threads, the loader's lock and libfiu's, each holding one).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.faults.processes import Program, wait_for
+
+_ATTACH_S: Final = 30
+_SYNCS: Final = ("fsync", "fdatasync")
+
+
+def missing_for_io_errors() -> str:
+    """Why no errors of the disk can be made here, "" when they can."""
+    if shutil.which("strace") is None:
+        return "strace is not installed"
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        try:
+            command = ["timeout", "0.3", "strace", "-qq", "-p", str(sleeper.pid)]
+            tried = subprocess.run(command, capture_output=True, text=True, check=False)
+            return f"strace may not attach: {tried.stderr.strip()}" if "attach:" in tried.stderr else ""
+        finally:
+            sleeper.kill()
+
+
+@contextmanager
+def failing_calls(program: Program, calls: Sequence[str], every: int) -> Iterator[None]:
+    """Every `every`-th of each of `calls` (fsync, fdatasync, write, pwrite64) fails with EIO; the kernel sees none."""
+    report = program.log_path.with_name(f"{program.name}.strace")
+    inject = [f"--inject={call}:error=EIO:when=1+{every}" for call in calls]
+    # And `close`, to tell a descriptor from a later one of the same number.
+    traced = f"trace={','.join({*calls, *_SYNCS, 'close'})}"
+    command = ["strace", "-f", "-y", "-e", traced, *inject, "-p", str(program.pid), "-o", str(report)]
+    messages = Path(f"{report}.messages")
+    with messages.open("wb") as f:
+        tracer = subprocess.Popen(command, stderr=f)
+    try:
+        wait_for(lambda: "attached" in messages.read_text() or tracer.poll() is not None, _ATTACH_S, "strace attaches")
+        yield
+    finally:
+        tracer.send_signal(signal.SIGINT)  # it lets the program go
+        tracer.wait(_ATTACH_S)
+
+
+def synced_again(program: Program) -> list[str]:
+    """Files whose descriptor was synced once more after a sync of it had failed."""
+    found: list[str] = []
+    doubtful: set[str] = set()  # descriptors
+    unfinished: dict[str, str] = {}  # thread -> descriptor
+    for line in program.log_path.with_name(f"{program.name}.strace").read_text(errors="replace").splitlines():
+        thread, _, rest = line.partition(" ")
+        call = re.match(r"\s*(\w+)\((\d+<[^>]*>)", rest)
+        if call is None and "resumed>" not in rest:
+            continue
+        name, descriptor = call.groups() if call else ("fsync", unfinished.pop(thread, ""))
+        if "unfinished" in rest:
+            unfinished[thread] = descriptor
+        if name == "close":
+            doubtful.discard(descriptor)
+        elif "INJECTED" in rest and name in _SYNCS:
+            doubtful.add(descriptor)
+        elif name in _SYNCS and call and descriptor in doubtful:
+            found.append(descriptor)
+    return found
+
+
+def failed_calls(program: Program) -> int:
+    """How many calls have failed so far."""
+    report = program.log_path.with_name(f"{program.name}.strace")
+    return report.read_text(errors="replace").count("(INJECTED)") if report.exists() else 0
