@@ -158,6 +158,7 @@ port = {ports.mqtt}
 [metrics]
 ingest_port = {ports.ingest}
 align_port = {ports.align}
+maintain_port = 0                    # any that is free
 
 [lake]
 path = "lake"
