@@ -211,9 +211,12 @@ def ack(payload: bytes) -> dict[str, Any]:
         return (*entry[:2], *(text(reason) for reason in entry[2:]))
 
     m = json_message(payload)
+    durable, sums = array_of(m["durable"], lambda entry: span(entry, 2)), array_of(m.get("sums", []), count)
+    want(all(number < 2**32 for number in sums) and len(sums) in (0, len(durable)))
     return {
         "epoch": text(m["epoch"]),
-        "durable": array_of(m["durable"], lambda entry: span(entry, 2)),
+        "durable": durable,
+        "sums": sums,
         "refused": array_of(m["refused"], lambda entry: span(entry, 3)),
     }
 

@@ -113,7 +113,7 @@ def plain_detection(payload: bytes) -> dict[str, Any]:
 
 def plain_ack(payload: bytes) -> dict[str, Any]:
     a = decode_ack(payload)
-    return {"epoch": a.epoch, "durable": a.durable, "refused": a.refused}
+    return {"epoch": a.epoch, "durable": a.durable, "sums": a.sums, "refused": a.refused}
 
 
 def claim(payload: bytes) -> None:
@@ -142,7 +142,8 @@ def some_chunk(rng: random.Random) -> Chunk:
 
 def some_ack(rng: random.Random) -> Ack:
     first = rng.randrange(1000)
-    return Ack("e1", ((first, first + 5), (first + 7, first + 7)), ((first + 6, first + 6, "crc"),))
+    sums = (rng.randrange(2**32), rng.randrange(2**32)) if rng.random() < 0.5 else ()
+    return Ack("e1", ((first, first + 5), (first + 7, first + 7)), ((first + 6, first + 6, "crc"),), sums)
 
 
 def some_topic(rng: random.Random) -> bytes:

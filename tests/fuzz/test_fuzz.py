@@ -119,6 +119,10 @@ def test_a_chunk_is_taken_at_its_word(path: tuple[str, ...], value: object) -> N
         b'{"v": 1, "epoch": "e1", "durable": [], "refused": "", "x": NaN}',
         b'{"v": 1, "epoch": "e1", "durable": [[1, 2, 3]], "refused": []}',
         b'{"v": 1, "epoch": "e1", "durable": [], "refused": ["abc"]}',
+        b'{"v": 1, "epoch": "e1", "durable": [[true, 2]], "refused": []}',
+        b'{"v": 1, "epoch": "e1", "durable": [[1, 2]], "refused": [], "sums": [true]}',
+        b'{"v": 1, "epoch": "e1", "durable": [[1, 2]], "refused": [], "sums": [4294967296]}',
+        b'{"v": 1, "epoch": "e1", "durable": [], "refused": [], "sums": [1]}',
     ],
 )
 def test_an_ack_is_taken_at_its_word(payload: bytes) -> None:
