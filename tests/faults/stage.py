@@ -113,7 +113,8 @@ class Stage:
             f"state_dir = '{settings.state}'\ntruth_log_dir = 'truth'\n[detect]\nenabled = false\n"
             f"[mqtt]\nport = {node_port}\n{settings.mqtt}\n[metrics]\ncollect_port = 0\ndetect_port = 0\n"
             f"[outbox]\ncommit_interval_s = 0.1\nkeep_s = 0\n{settings.outbox or 'reserve_bytes = 0'}\n"
-            f"[uplink]\nmax_bytes_per_s = 0\nstart_jitter_s = 0.0\n{settings.uplink or 'resend_after_s = 0.5'}\n{nodes}",
+            f"[uplink]\nmax_bytes_per_s = 0\nstart_jitter_s = 0.0\n{settings.uplink or 'resend_after_s = 0.5'}\n"
+            f"{nodes}",
         )
         self._write(
             "hub.toml",
