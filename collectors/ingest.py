@@ -24,7 +24,7 @@ from infomae_stream.types import Detection, Gap
 from infomae_stream.wire import CONTENT_MODULUS, Ack, content_sum, encode_ack, seq_ranges
 from storage.identities import OutboxKey
 from storage.lake import Lake
-from storage.stored import Content, Identity, content_of, quarantined, stored_contents
+from storage.stored import Content, Found, Identity, content_of, look_up, quarantined
 
 __all__ = ["Batch", "Ingest", "Outcome", "claimed_identity"]
 
@@ -59,6 +59,8 @@ class _Verdicts:
     durable: list[Taken] = field(default_factory=list)
     refused: list[tuple[Taken, str, str]] = field(default_factory=list)  # message, reason, text
     conflicts: set[Identity] = field(default_factory=set)
+    # Known and not to be found: a file is torn. Neither acknowledged nor refused, so that the node keeps them.
+    missing: list[Identity] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -207,7 +209,7 @@ class Ingest:
         return committed.written, committed.duplicates - len(raced)
 
     def _judge(self, batch: Batch) -> _Verdicts:
-        """New, stored already, in conflict, or poison."""
+        """New, stored already, in conflict, missing, or poison."""
         verdicts = _Verdicts()
         index = self._lake.known_identities()
         good: dict[Identity, list[Taken]] = {}
@@ -216,38 +218,41 @@ class Ingest:
                 good.setdefault(_identity(taken), []).append(taken)
         known = {identity for identity in good if (*identity[0], identity[1]) in index}
         forgotten = {identity for identity in known if identity not in self._recent}
-        stored = stored_contents(self._lake, forgotten)
         banned = quarantined(self._lake, forgotten)
+        contents = {
+            identity: {content_of(_record(taken)) for taken in copies}
+            for identity, copies in good.items()
+            if len(copies) > 1 or identity in known
+        }
+        held = look_up(self._lake, {identity: contents[identity] for identity in forgotten - banned})
         for identity, copies in good.items():
             fresh = identity not in known
             if fresh and len(copies) == 1:
                 verdicts.new.append(copies[0])
-                continue
-            contents = {content_of(_record(taken)) for taken in copies}
-            if identity in banned or not self._agree(contents, identity, not fresh, stored):
+            elif identity in banned or self._differs(contents[identity], identity, held):
                 verdicts.refused += [(taken, "conflict", "same identity, different bytes") for taken in copies]
                 verdicts.conflicts |= {identity} - banned
-                continue
-            if fresh:
-                verdicts.new.append(copies[0])
+            elif identity in forgotten and identity not in held.contents and identity not in held.retired:
+                verdicts.missing.append(identity)
+                verdicts.counts["missing"] += len(copies)
             else:
-                verdicts.durable.append(copies[0])
-            verdicts.counts["duplicate"] += len(copies) - fresh
+                if fresh:
+                    verdicts.new.append(copies[0])
+                else:
+                    verdicts.durable.append(copies[0])
+                verdicts.counts["duplicate"] += len(copies) - fresh
         poison = [taken for taken in batch.messages if taken.record is None]
         settled = good.keys() - {_identity(taken) for taken, _, _ in verdicts.refused} if poison else set()
         for taken in poison:
             self._refuse_poison(taken, verdicts, settled, index)
         return verdicts
 
-    def _agree(
-        self, contents: set[Content], identity: Identity, known: bool, stored: dict[Identity, set[Content]]
-    ) -> bool:
-        """Whether an identity has one content, counting what is stored under it."""
-        if len(contents) > 1 or not known:
-            return len(contents) == 1
-        (content,) = contents
+    def _differs(self, contents: set[Content], identity: Identity, held: Found) -> bool:
+        """Whether an identity has two contents, counting what is stored under it."""
         recent = self._recent.get(identity)
-        return recent == hash(content) if recent is not None else stored.get(identity, set()) <= {content}
+        if len(contents) == 1 and recent is not None:
+            return {hash(content) for content in contents} != {recent}
+        return len(contents | held.contents.get(identity, set())) > 1
 
     def _refuse_poison(self, taken: Taken, verdicts: _Verdicts, settled: Iterable[Identity], index: Any) -> None:
         """A broken copy never takes away the good one: its letter is kept, and the node is not told to give up."""
@@ -266,8 +271,14 @@ class Ingest:
         for (site, node, epoch), seq in sorted(verdicts.conflicts):
             _log.error("identity_conflict", site=site, node=node, epoch=epoch, seq=seq, fix="was an outbox copied?")
 
+        if verdicts.missing:
+            fix = "`lake verify` names torn files: restore them, or start ingest anew to store these records again"
+            _log.error("known_and_not_found", records=len(verdicts.missing), first=verdicts.missing[0], fix=fix)
+
     def _remember(self, verdicts: _Verdicts) -> None:
-        self._recent.remember([(_identity(taken), hash(content_of(_record(taken)))) for taken in verdicts.new])
+        looked_up = [taken for taken in verdicts.durable if _identity(taken) not in self._recent]
+        lately = [*verdicts.new, *looked_up]
+        self._recent.remember([(_identity(taken), hash(content_of(_record(taken)))) for taken in lately])
         for identity in verdicts.conflicts:
             self._recent.forget(identity)
 

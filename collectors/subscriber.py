@@ -58,7 +58,7 @@ class Subscriber(MqttSession):
         self._wake()
         return True
 
-    def _one_connection(self) -> bool:
+    def _one_connection(self) -> None:
         self._events.clear()
         with self._lock:
             self._outgoing_bytes -= sum(len(payload) for _, payload in self._once)
@@ -74,7 +74,7 @@ class Subscriber(MqttSession):
         try:
             connack = self._log_in(sock)
             if connack is None:
-                return False
+                return
             self._keepalive_s = self._keepalive_s if connack.keepalive_s is None else connack.keepalive_s
             self._most_unacknowledged = min(UNACKNOWLEDGED, connack.receive_maximum)
             self.broker.note_certificate(sock)
@@ -84,7 +84,6 @@ class Subscriber(MqttSession):
             self._flush(sock)
             self._set_connected(True)
             self._serve(sock)
-            return True
         finally:
             sock.close()
 

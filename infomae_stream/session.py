@@ -194,20 +194,18 @@ class MqttSession:
         backoff_s = FIRST_BACKOFF_S
         while not self._stop.is_set():
             try:
-                lived = self._one_connection()
+                self._one_connection()
             except OSError as e:
                 # No broker there (yet), or it hung up, or one side does not take the other's certificate.
-                lived = self._connected
                 self._refused(self.broker.refusal(e) if not self._connected else None)
             except Exception as e:  # noqa: BLE001 - kept, and raised in the consumer
                 self._fail(e)
-                lived = False
+            backoff_s = FIRST_BACKOFF_S if self._connected else min(backoff_s * 2, self.longest_backoff_s)
             self._set_connected(False)
-            backoff_s = FIRST_BACKOFF_S if lived else min(backoff_s * 2, self.longest_backoff_s)
             self._stop.wait(backoff_s * random.uniform(0.5, 1.5))  # jittered: a thousand nodes must not come at once
 
-    def _one_connection(self) -> bool:
-        """Connect and serve until the connection ends. True when it was accepted. Raises OSError."""
+    def _one_connection(self) -> None:
+        """Connect and serve until the connection ends. Raises OSError."""
         self._events.clear()
         client = self._make_client()
         try:
@@ -219,7 +217,7 @@ class MqttSession:
                 options = {}
             client.connect(self._settings.host, self._settings.port, self._settings.keepalive_s, **options)
             if not self._await_connack(client):
-                return False
+                return
             self.broker.accepted(client)
             self._requeue()
             if self._subscriptions:
@@ -231,7 +229,6 @@ class MqttSession:
                 self._hand_over(client)
                 self._step(client, 1.0)
                 self._take_events()
-            return True
         finally:
             _drop(client)
 

@@ -26,7 +26,7 @@ from storage.identities import IdentityIndex, OutboxKey, retired_ranges
 from storage.rows import chunk_rows, detection_rows, gap_rows
 from storage.schemas import RECORD_TABLES, TABLES
 from storage.segments import identity_ranges, live_files, remove_segments, write_segments
-from storage.stored import Identity, content_of, quarantined, stored_contents
+from storage.stored import Content, Identity, content_of, look_up, quarantined
 from storage.torn_files import whole_files
 
 _MAX_CONFLICTS: Final = 50
@@ -197,13 +197,21 @@ class Lake:
         """Which of these, whose identities are known, differ from what is stored; none of them is readable after."""
         if not records:
             return ()
-        stored = stored_contents(self, [(outbox_key(record), record.seq) for record in records])
-        found: set[Identity] = set()
+        given: dict[Identity, set[Content]] = {}
         for record in records:
-            identity = outbox_key(record), record.seq
-            if stored.get(identity, set()) - {content_of(record)}:
-                found.add(identity)
-        new = found - quarantined(self, found)
+            given.setdefault((outbox_key(record), record.seq), set()).add(content_of(record))
+        held, hidden = look_up(self, given), quarantined(self, given)
+        found = {identity for identity, stored in held.contents.items() if len(stored | given[identity]) > 1}
+        nowhere = given.keys() - held.contents.keys() - held.retired
+        found |= nowhere & hidden  # refused on all sides before any of it was stored
+        if nowhere - hidden:
+            (site, node, epoch), seq = min(nowhere - hidden)
+            raise LakeError(
+                f"{len(nowhere - hidden)} records are known and not found, first {site}/{node} epoch {epoch} seq {seq}",
+                where=str(self.path),
+                fix="`lake verify` names files that are missing or torn",
+            )
+        new = found - hidden
         self.quarantine([(*key, seq) for key, seq in new], "conflict")
         return tuple(sorted(found))
 

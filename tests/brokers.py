@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+_MOSQUITTO = shutil.which("mosquitto") or shutil.which("/usr/sbin/mosquitto")
+HAS_MOSQUITTO = _MOSQUITTO is not None
+
 
 def free_port() -> int:
     """A port that nobody listens on, below those that the kernel gives to outgoing connections.
@@ -45,15 +48,14 @@ class Broker:
     def __init__(self, kind: str, folder: Path, extra: str = "") -> None:
         self.kind, self.port = kind, free_port()
         if kind == "mosquitto":
-            program = shutil.which("mosquitto") or shutil.which("/usr/sbin/mosquitto")
-            if program is None:
+            if _MOSQUITTO is None:
                 pytest.skip("mosquitto is not installed")
             config = folder / f"mosquitto-{self.port}.conf"
             anonymous = "" if "allow_anonymous" in extra else "allow_anonymous true\n"
             # As root it would become the user mosquitto, who may not read the test's files.
             user = "user root\n" if os.geteuid() == 0 else ""
             config.write_text(f"{user}listener {self.port} 127.0.0.1\n{anonymous}{extra}\n", encoding="utf-8")
-            self._command = [program, "-c", str(config)]
+            self._command = [_MOSQUITTO, "-c", str(config)]
         else:
             self._command = [sys.executable, "-m", "infomae_stream.cli", "broker", "run", "--port", str(self.port)]
         self.log = folder / f"{kind}-{self.port}.log"

@@ -11,7 +11,7 @@ import pytest
 from collectors.dead_letters import DeadLetters
 from collectors.ingest import Ingest, claimed_identity
 from collectors.recent_contents import RecentContents
-from infomae_stream.clock import ManualClock
+from infomae_stream.clock import NS_PER_S, ManualClock
 from infomae_stream.errors import LakeError
 from infomae_stream.topics import node_topic, stream_topic
 from infomae_stream.types import Chunk, Detection
@@ -27,6 +27,8 @@ from infomae_stream.wire import (
 from storage import query
 from storage.identities import IdentityIndex
 from storage.lake import Lake
+from storage.retention import RetentionPolicy, retire
+from storage.segments import live_files
 from tests.hub_records import START_NS, make_chunk, make_detection, make_gap
 
 TOPIC = stream_topic("s01", "s01-phone", "imu", "chunk")
@@ -135,6 +137,40 @@ def test_one_identity_with_two_contents_is_quarantined_on_both_sides(tmp_path: P
     again.take(TOPIC, encode_chunk(make_chunk(2)))
     assert acks_of(again)[ACK].refused == ((2, 2, "conflict"),)
     assert seqs(tmp_path) == [1]
+
+
+def test_a_retired_record_sent_again_is_acknowledged_and_stays_away(tmp_path: Path) -> None:
+    clock = ManualClock(START_NS + 100 * NS_PER_S)
+    lake = Lake(tmp_path / "lake", clock)
+    ingest = open_ingest(tmp_path, clock, lake=lake)
+    ingest.take(TOPIC, encode_chunk(make_chunk(1)))
+    ingest.commit()
+    retire(lake, RetentionPolicy(max_age_days=1 / 86_400))
+    assert seqs(tmp_path) == []
+    later = open_ingest(tmp_path, clock)
+    later.take(TOPIC, encode_chunk(make_chunk(1)))
+    assert acks_of(later)[ACK].durable == ((1, 1),)
+    assert seqs(tmp_path) == [] and letters(tmp_path) == []
+
+
+def test_a_known_record_that_is_not_found_is_neither_durable_nor_refused(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake")
+    lake.append_chunks([make_chunk(1)], START_NS)
+    (file,) = live_files(lake.table_path("chunks"), lake.version("chunks"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])  # the disk lost its end
+    ingest = open_ingest(tmp_path, lake=lake)
+    for seq in (1, 2):
+        ingest.take(TOPIC, encode_chunk(make_chunk(seq)))
+    outcome = ingest.commit()
+    ack = decode_ack(dict(outcome.acks)[ACK])
+    assert (ack.durable, ack.refused, outcome.counts["missing"]) == (((2, 2),), (), 1)
+    restarted = open_ingest(tmp_path)
+    restarted.take(TOPIC, encode_chunk(make_chunk(1)))
+    assert acks_of(restarted)[ACK].durable == ((1, 1),)
+    assert seqs(tmp_path) == [1, 2]
+    file.write_bytes(whole)  # and from a backup it came back
+    assert seqs(tmp_path) == [1, 2]
 
 
 def damaged_crc(chunk: Chunk) -> bytes:

@@ -1,16 +1,13 @@
-"""A real broker, a real `hub ingest`, and a sender that does what an outbox does, for fault tests."""
+"""A real `hub ingest`, and a sender that does what an outbox does, for fault tests."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 from infomae_stream.node_config import MqttSettings
@@ -18,38 +15,7 @@ from infomae_stream.session import MqttSession
 from infomae_stream.topics import node_topic, stream_topic
 from infomae_stream.types import Chunk
 from infomae_stream.wire import chunk_crc32, decode_ack, encode_chunk
-
-HAS_MOSQUITTO = shutil.which("mosquitto") is not None
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def wait_until(done: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.05) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(every_s)
-
-
-class Mosquitto:
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        config = folder / "mosquitto.conf"
-        config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_type none\n")
-        self.process = subprocess.Popen(["mosquitto", "-c", str(config)], stderr=subprocess.DEVNULL)
-        wait_until(self._answers, 10, "mosquitto answers")
-
-    def _answers(self) -> bool:
-        with socket.socket() as s:
-            return s.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
+from tests.brokers import free_port
 
 
 class IngestProcess:

@@ -1,11 +1,11 @@
+"""Ingest as a process, beside what the rows of the fault matrix show: its readers, garbage, a clean stop."""
+
 from __future__ import annotations
 
 import random
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,21 +14,22 @@ from infomae_stream.errors import LakeError
 from storage import query
 from storage.lake import Lake
 from storage.verify import compare
-from tests.faults.hub_process import HAS_MOSQUITTO, IngestProcess, Mosquitto, Sender, wait_until
+from tests.brokers import HAS_MOSQUITTO, Broker, wait_until
+from tests.faults.hub_process import IngestProcess, Sender
 from tests.hub_records import make_chunk
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not HAS_MOSQUITTO, reason="mosquitto is not installed")]
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    broker = Mosquitto(tmp_path)
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    broker = Broker("mosquitto", tmp_path).start()
     yield broker
     broker.stop()
 
 
 @pytest.fixture
-def ingest(tmp_path: Path, broker: Mosquitto) -> Iterator[IngestProcess]:
+def ingest(tmp_path: Path, broker: Broker) -> Iterator[IngestProcess]:
     process = IngestProcess(tmp_path, broker.port)
     process.start()
     yield process
@@ -63,11 +64,10 @@ class ReaderOfVersions(threading.Thread):
             self.failure = e
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_nothing_is_lost_or_doubled_when_ingest_is_killed_again_and_again(
-    tmp_path: Path, broker: Mosquitto, ingest: IngestProcess, seed: int
+def test_versions_stay_what_they_are_for_a_reader_while_ingest_is_killed(
+    tmp_path: Path, broker: Broker, ingest: IngestProcess
 ) -> None:
-    rng = random.Random(seed)
+    rng = random.Random(1)
     senders = [Sender(tmp_path / "truth", broker.port, f"s{i:02}", f"s{i:02}-phone") for i in (1, 2)]
     reader = ReaderOfVersions(ingest.lake_path)
     reader.start()
@@ -84,17 +84,17 @@ def test_nothing_is_lost_or_doubled_when_ingest_is_killed_again_and_again(
                         sender.accept(make_chunk(seq, site=f"s{i:02}", node=f"s{i:02}-phone", n=20))
             return sum(sender.acknowledged for sender in senders)
 
-        for kill in range(10):
-            # Every third process dies while it starts, the others somewhere in their commits.
-            if kill % 3:
+        for kill in range(4):
+            # The first process dies while it starts, the others somewhere in their commits.
+            if kill:
                 before = work()
-                wait_until(lambda before=before: work() > before, 30, "an acknowledgement from the new process", 0)
+                wait_until(lambda before=before: work() > before, 30, "an acknowledgement from the new process")
             kill_at = time.monotonic() + rng.uniform(0.0, 0.7)
             while time.monotonic() < kill_at:
                 work()
             ingest.kill()
             ingest.start()
-        wait_until(lambda: sum([sender.step() for sender in senders]) == 0, 40, "everything is acknowledged", 0)
+        wait_until(lambda: sum([sender.step() for sender in senders]) == 0, 40, "everything is acknowledged")
         assert ingest.stop() == 0
     finally:
         reader.stop.set()
@@ -111,15 +111,15 @@ def test_nothing_is_lost_or_doubled_when_ingest_is_killed_again_and_again(
 
 
 def test_garbage_is_refused_and_counted_and_the_rest_goes_on(
-    tmp_path: Path, broker: Mosquitto, ingest: IngestProcess
+    tmp_path: Path, broker: Broker, ingest: IngestProcess
 ) -> None:
     sender = Sender(tmp_path / "truth", broker.port, "s01", "s01-phone")
     sender.accept(make_chunk(1))
-    wait_until(lambda: sender.step() == 0, 20, "the first chunk is acknowledged", 0)
+    wait_until(lambda: sender.step() == 0, 20, "the first chunk is acknowledged")
     sender.send_raw(b"\x00 garbage \xff")
     sender.send_raw(b"anything", "infomae/v1/s01/s01-phone/imu/gap")
     sender.accept(make_chunk(2))
-    wait_until(lambda: sender.step() == 0, 20, "the chunk after the garbage is acknowledged", 0)
+    wait_until(lambda: sender.step() == 0, 20, "the chunk after the garbage is acknowledged")
     wait_until(lambda: ingest.metric('infomae_ingest_chunks_total{outcome="refused"}') == 2, 10, "two are counted")
     assert ingest.metric('infomae_ingest_chunks_total{outcome="stored"}') == 2
     wait_until(lambda: ingest.metric("infomae_lake_files") > 0, 10, "the lake's size is told")
@@ -128,7 +128,7 @@ def test_garbage_is_refused_and_counted_and_the_rest_goes_on(
     sender.close()
 
 
-def test_what_was_received_is_committed_before_a_clean_stop(tmp_path: Path, broker: Mosquitto) -> None:
+def test_what_was_received_is_committed_before_a_clean_stop(tmp_path: Path, broker: Broker) -> None:
     ingest = IngestProcess(tmp_path, broker.port)
     ingest.config.write_text(ingest.config.read_text().replace("commit_interval_s = 0.1", "commit_interval_s = 60"))
     ingest.start()
@@ -136,74 +136,9 @@ def test_what_was_received_is_committed_before_a_clean_stop(tmp_path: Path, brok
     try:
         sender.accept(make_chunk(1))
         # Sent again and again, so that one arrives after ingest has subscribed; with this interval none is committed.
-        wait_until(lambda: "ingest_started" in ingest.log() and (sender.step(), sender.sent)[1] > 10, 20, "sent", 0)
+        wait_until(lambda: "ingest_started" in ingest.log() and (sender.step(), sender.sent)[1] > 10, 20, "sent")
         assert ingest.stop() == 0
-        wait_until(lambda: sender.step() == 0, 5, "the ack of the last commit", 0)
+        wait_until(lambda: sender.step() == 0, 5, "the ack of the last commit")
         assert [c.seq for c in query.read_chunks(Lake(ingest.lake_path))] == [1]
     finally:
         sender.close()
-
-
-def test_two_ingests_that_get_the_same_messages_store_them_once(
-    tmp_path: Path, broker: Mosquitto, ingest: IngestProcess
-) -> None:
-    other = IngestProcess(tmp_path / "other", broker.port, ingest.lake_path)
-    other.start()
-    sender = Sender(tmp_path / "truth", broker.port, "s01", "s01-phone")
-    try:
-        wait_until(
-            lambda: "ingest_started" in ingest.log() and "ingest_started" in other.log(), 30, "both have started"
-        )
-        for seq in range(1, 601):
-            sender.accept(make_chunk(seq, n=20))
-            if seq % 20 == 0:
-                sender.step()
-        wait_until(lambda: sender.step() == 0, 40, "everything is acknowledged", 0)
-        stored = [p.metric('infomae_ingest_chunks_total{outcome="stored"}') for p in (ingest, other)]
-        assert ingest.stop() == other.stop() == 0
-    finally:
-        sender.close()
-        if other.process is not None and other.process.poll() is None:
-            other.kill()
-    found = compare(tmp_path / "truth", Lake(ingest.lake_path))
-    print(f"\n{found} stored={stored}")
-    assert found.passed and found.accepted == 600 and found.physical_duplicates == 0
-    assert sum(stored) == 600
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("may not mount a small disk here")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def test_a_full_disk_stops_the_acks_and_an_emptied_one_brings_them_back(
-    tmp_path: Path, broker: Mosquitto, small_disk: Path
-) -> None:
-    ingest = IngestProcess(tmp_path, broker.port, small_disk / "lake")
-    ingest.start()
-    sender = Sender(tmp_path / "truth", broker.port, "s01", "s01-phone")
-    try:
-        sender.accept(make_chunk(1))
-        wait_until(lambda: sender.step() == 0, 20, "the first chunk is acknowledged", 0)
-        ballast = small_disk / "ballast"
-        with ballast.open("wb", buffering=0) as f, suppress(OSError):
-            while True:
-                f.write(bytes(4096))
-        for seq in range(2, 200):
-            sender.accept(make_chunk(seq))
-        refused = 'infomae_ingest_failures_total{reason="commit"}'
-        wait_until(lambda: sender.step() == 198 and ingest.metric(refused) >= 2, 20, "commits are refused", 0)
-        ballast.unlink()
-        wait_until(lambda: sender.step() == 0, 20, "everything is acknowledged after all", 0)
-        assert "commits_again" in ingest.log()
-        assert ingest.stop() == 0
-        assert compare(tmp_path / "truth", Lake(ingest.lake_path)).passed
-    finally:
-        sender.close()
-        if ingest.process is not None and ingest.process.poll() is None:
-            ingest.kill()

@@ -18,7 +18,7 @@ from storage import query
 from storage.lake import Lake
 from storage.maintain_service import MaintainService
 from storage.segments import live_files
-from tests.faults.hub_process import free_port, wait_until
+from tests.brokers import free_port, wait_until
 from tests.hub_records import START_NS, make_chunk
 
 BASE = "[matcher]\nmodalities = ['phone_imu', 'watch_imu']\n[align]\nclasses = ['walking', 'standing']\n"

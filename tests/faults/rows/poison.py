@@ -18,8 +18,8 @@ from infomae_stream.topics import node_topic, stream_topic
 from infomae_stream.wire import MAX_MESSAGE_BYTES
 from storage.lake import Lake
 from storage.verify import compare
-from tests.brokers import wait_until
-from tests.faults.hub_process import HAS_MOSQUITTO, IngestProcess, Mosquitto, Sender
+from tests.brokers import HAS_MOSQUITTO, Broker, wait_until
+from tests.faults.hub_process import IngestProcess, Sender
 from tests.faults.trial import Row, TrialResult
 from tests.fuzz.mutations import cbor_bombs, json_bombs
 from tests.fuzz.targets import TARGETS
@@ -68,7 +68,7 @@ def peak_bytes(ingest: IngestProcess) -> int:
 def trial(rng: random.Random, folder: Path) -> TrialResult:
     failures = []
     with ExitStack() as stack:
-        broker = Mosquitto(folder)
+        broker = Broker("mosquitto", folder).start()
         stack.callback(broker.stop)
         ingest = IngestProcess(folder, broker.port)
         ingest.start()
