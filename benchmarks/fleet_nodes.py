@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.rig import EPOCH, FIRST_SEQ, SITE, ChunkTemplate, noise_blocks, with_checksums
-from collectors import mqtt_packets as packets
+from collectors.hub import mqtt_packets as packets
 from infomae_stream.clock import NS_PER_S
 from infomae_stream.types import StreamId, StreamSpec
 from infomae_stream.wire import decode_ack

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.rig import EPOCH, FIRST_SEQ, NODES, ChunkPackets, received_bytes
-from collectors import mqtt_packets as packets
+from collectors.hub import mqtt_packets as packets
 from infomae_stream.wire import decode_ack
 
 BATCH = 8

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from collectors import mqtt_packets as packets
+from collectors.hub import mqtt_packets as packets
 from infomae_stream.clock import NS_PER_S
 from infomae_stream.types import Chunk, ClockQuality, StreamId, StreamSpec
 from infomae_stream.wire import encode_chunk

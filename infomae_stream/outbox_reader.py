@@ -133,6 +133,7 @@ class OutboxReader:
         try:
             yield
         except sqlite3.Error as e:
+            self._renew_after(e)
             raise translated(e, self.path) from e
 
     @contextmanager
@@ -145,6 +146,7 @@ class OutboxReader:
         except BaseException as e:
             self._roll_back()
             if isinstance(e, sqlite3.Error):
+                self._renew_after(e)
                 raise translated(e, self.path) from e
             raise
 
@@ -152,7 +154,21 @@ class OutboxReader:
         try:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+        except sqlite3.Error as e:
+            self._renew_after(e)
+
+    def _renew_after(self, error: sqlite3.Error) -> None:
+        """After an error of the disk go on with new descriptors; while none can be had, the next error tries again.
+
+        A descriptor whose sync failed is not synced again: the kernel may have dropped what it could not write, and
+        would say that all is well. What was not committed is written anew through the new one, over the same place.
+        """
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_IOERR:
+            return
+        try:
+            renewed = connect(self.path)
         except sqlite3.Error:
-            # A descriptor that failed once is not trusted again; what was not committed is not there.
-            self._db.close()
-            self._db = connect(self.path)
+            return
+        # Only now: the last connection to close a file would sync it once more.
+        self._db.close()
+        self._db = renewed

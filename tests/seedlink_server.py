@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from collectors.seedlink_client import RECORD_BYTES
+from collectors.sensing.seedlink_client import RECORD_BYTES
 
 
 class SeedLinkServer:

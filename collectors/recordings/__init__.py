@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from collectors.text_rows import NONE_REFUSED, Refused
+from collectors.sensing.text_rows import NONE_REFUSED, Refused
 from infomae_stream.errors import SourceError
 
 FORMATS: Final = {

@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from collectors.extras import extra
 from collectors.recordings import Description, Recording, only_part
+from collectors.sensing.extras import extra
 from infomae_stream.errors import SourceError
 
 # Of FLAC's widths the smaller come as int16, the larger in the upper bits of int32.

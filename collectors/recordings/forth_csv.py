@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from collectors.archive import Archive
 from collectors.recordings import Description, OtherMake, Recording, only_part
-from collectors.text_rows import read_rows
+from collectors.sensing.archive import Archive
+from collectors.sensing.text_rows import read_rows
 
 N_COLUMNS: Final = 12
 AXES: Final = ("x", "y", "z")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from collectors.archive import Archive
 from collectors.recordings import Description, OtherMake, Recording, only_part
-from collectors.text_rows import read_rows
+from collectors.sensing.archive import Archive
+from collectors.sensing.text_rows import read_rows
 
 COLUMNS: Final = ("x_acc", "y_acc", "z_acc", "x_gyro", "y_gyro", "z_gyro")
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from collectors.archive import Archive
 from collectors.recordings import Description, OtherMake, Recording, part_of
-from collectors.text_rows import read_rows
+from collectors.sensing.archive import Archive
+from collectors.sensing.text_rows import read_rows
 from infomae_stream.errors import SourceError
 
 SENSORS: Final = {

@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from collectors.archive import Archive
-from collectors.miniseed_bytes import read_miniseed
 from collectors.recordings import Description, Recording, part_of
-from collectors.text_rows import Refused
+from collectors.sensing.archive import Archive
+from collectors.sensing.miniseed_bytes import read_miniseed
+from collectors.sensing.text_rows import Refused
 from infomae_stream.clock import NS_PER_S
 from infomae_stream.errors import SourceError
 

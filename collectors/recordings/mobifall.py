@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from collectors.archive import Archive, stem
 from collectors.recordings import Description, OtherMake, Recording, part_of
-from collectors.text_rows import read_rows
+from collectors.sensing.archive import Archive, stem
+from collectors.sensing.text_rows import read_rows
 from infomae_stream.clock import NS_PER_S
 from infomae_stream.errors import SourceError
 

@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from collectors.archive import Archive, stem
 from collectors.recordings import Description, OtherMake, Recording, only_part
+from collectors.sensing.archive import Archive, stem
 from infomae_stream.clock import NS_PER_S
 from infomae_stream.errors import SourceError
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from collectors.archive import Archive, stem
 from collectors.recordings import Description, OtherMake, Recording, part_of
-from collectors.text_rows import read_rows
+from collectors.sensing.archive import Archive, stem
+from collectors.sensing.text_rows import read_rows
 
 AXES: Final = ("x", "y", "z")
 ANDROID: Final = "android.sensor."

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from collectors.extras import extra
-from collectors.sample_clock import SampleClock
+from collectors.sensing.extras import extra
+from collectors.sensing.sample_clock import SampleClock
 from collectors.sources import Reading, SourceContext
 from infomae_stream.clock import NS_PER_S, Clock
 from infomae_stream.config import Settings

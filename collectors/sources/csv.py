@@ -10,12 +10,12 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from collectors.archive import Archive
-from collectors.playback import Playback, PlaybackOptions
 from collectors.recordings import Description, Recording
+from collectors.sensing.archive import Archive
+from collectors.sensing.playback import Playback, PlaybackOptions
+from collectors.sensing.text_rows import read_rows
+from collectors.sensing.time_text import TimeUnit, ZoneName, time_reader
 from collectors.sources import SourceContext
-from collectors.text_rows import read_rows
-from collectors.time_text import TimeUnit, ZoneName, time_reader
 from infomae_stream.config import Settings
 from infomae_stream.errors import SourceError
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from collectors.extras import extra
-from collectors.imu_chips import ACC_RANGES, CHIPS, FRAME_BYTES, GYRO_RANGES, counts_per_unit
-from collectors.sample_clock import DriftingClock
+from collectors.sensing.extras import extra
+from collectors.sensing.imu_chips import ACC_RANGES, CHIPS, FRAME_BYTES, GYRO_RANGES, counts_per_unit
+from collectors.sensing.sample_clock import DriftingClock
 from collectors.sources import Reading, SourceContext
 from infomae_stream.clock import NS_PER_S
 from infomae_stream.config import Settings

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from collectors.iio_layout import TIMESTAMP, RecordLayout, ScanElement
-from collectors.sample_clock import SampleClock
+from collectors.sensing.iio_layout import TIMESTAMP, RecordLayout, ScanElement
+from collectors.sensing.sample_clock import SampleClock
 from collectors.sources import Reading, SourceContext
 from infomae_stream.clock import NS_PER_S
 from infomae_stream.config import Settings

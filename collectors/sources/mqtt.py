@@ -13,8 +13,8 @@ import numpy as np
 from paho.mqtt.client import topic_matches_sub
 from pydantic import AfterValidator, Field
 
-from collectors.foreign_payload import Block, Layout, payload_reader
-from collectors.sample_clock import SampleClock
+from collectors.sensing.foreign_payload import Block, Layout, payload_reader
+from collectors.sensing.sample_clock import SampleClock
 from collectors.sources import Reading, SourceContext
 from infomae_stream.clock import NS_PER_S
 from infomae_stream.config import Settings

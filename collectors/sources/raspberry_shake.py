@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from collectors.sample_clock import SampleClock
-from collectors.seismic_channels import StationOptions
+from collectors.sensing.sample_clock import SampleClock
+from collectors.sensing.seismic_channels import StationOptions
 from collectors.sources import Reading, SourceContext
 from infomae_stream.clock import NS_PER_S
 from infomae_stream.config import Settings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from collectors.file_series import open_series
-from collectors.playback import Playback, PlaybackOptions
+from collectors.sensing.file_series import open_series
+from collectors.sensing.playback import Playback, PlaybackOptions
 from collectors.sources import SourceContext
 from infomae_stream.config import Settings
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from collectors.miniseed_bytes import load_obspy, read_miniseed
-from collectors.seedlink_client import SEQUENCE_MODULUS, Packet, SeedLinkClient
-from collectors.seismic_channels import StationOptions
+from collectors.sensing.miniseed_bytes import load_obspy, read_miniseed
+from collectors.sensing.seedlink_client import SEQUENCE_MODULUS, Packet, SeedLinkClient
+from collectors.sensing.seismic_channels import StationOptions
 from collectors.sources import Reading, SourceContext
 from infomae_stream.clock import NS_PER_S
 from infomae_stream.config import Settings

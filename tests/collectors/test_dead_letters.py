@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from collectors.dead_letters import DeadLetters
+from collectors.hub.dead_letters import DeadLetters
 
 
 def test_a_letter_keeps_the_bytes_and_says_why_and_comes_once(tmp_path: Path) -> None:

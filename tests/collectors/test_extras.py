@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from collectors.extras import extra
 from collectors.recordings import FORMATS, open_recordings
+from collectors.sensing.extras import extra
 from collectors.sources import SOURCES
 from infomae_stream.cli import EXTRA_OF
 from infomae_stream.errors import SourceError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collectors.iio_layout import RecordLayout, ScanElement
+from collectors.sensing.iio_layout import RecordLayout, ScanElement
 from collectors.sources import Source
 from infomae_stream.clock import NS_PER_S, ManualClock
 from infomae_stream.errors import SourceError

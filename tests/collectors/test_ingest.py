@@ -8,9 +8,9 @@ from pathlib import Path
 import cbor2
 import pytest
 
-from collectors.dead_letters import DeadLetters
-from collectors.ingest import Ingest, claimed_identity
-from collectors.recent_contents import RecentContents
+from collectors.hub.dead_letters import DeadLetters
+from collectors.hub.ingest import Ingest, claimed_identity
+from collectors.hub.recent_contents import RecentContents
 from infomae_stream.clock import NS_PER_S, ManualClock
 from infomae_stream.errors import LakeError
 from infomae_stream.topics import node_topic, stream_topic

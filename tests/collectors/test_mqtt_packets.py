@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collectors import mqtt_packets as packets
-from collectors.mqtt_packets import Connack, Login, PacketReader, ProtocolError
+from collectors.hub import mqtt_packets as packets
+from collectors.hub.mqtt_packets import Connack, Login, PacketReader, ProtocolError
 
 Delivered = list[tuple[bytes, bytes, bool]]
 

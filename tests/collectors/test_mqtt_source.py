@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.enums import CallbackAPIVersion
 
-from collectors.foreign_payload import Layout, payload_reader
+from collectors.sensing.foreign_payload import Layout, payload_reader
 from collectors.sources import Reading
 from collectors.sources.mqtt import MqttSource
 from infomae_stream.clock import NS_PER_S, SystemClock

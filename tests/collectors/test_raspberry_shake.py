@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectors.shake_simulator import ShakeSimulator
+from collectors.sensing.shake_simulator import ShakeSimulator
 from collectors.sources import Reading
 from collectors.sources.raspberry_shake import RaspberryShakeSource, format_datagram, parse_datagram
 from infomae_stream.clock import NS_PER_S, ManualClock, SystemClock

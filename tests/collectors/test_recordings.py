@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collectors.archive import Archive
 from collectors.recordings import Recordings, open_recordings
+from collectors.sensing.archive import Archive
 from collectors.sources import Reading
 from infomae_stream.errors import SourceError
 from tests.recording_files import write_csv, write_wav

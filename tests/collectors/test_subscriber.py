@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from collectors.subscriber import Subscriber
+from collectors.hub.subscriber import Subscriber
 from infomae_stream.errors import ConnectionFailed
 from infomae_stream.node_config import MqttSettings
 from infomae_stream.session import MqttSession

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from collectors.dead_letters import DeadLetters
-from collectors.ingest import Ingest
+from collectors.hub.dead_letters import DeadLetters
+from collectors.hub.ingest import Ingest
 from infomae_stream.clock import NS_PER_S, ManualClock
 from infomae_stream.outbox import Outbox
 from infomae_stream.types import ClockQuality

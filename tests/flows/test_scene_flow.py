@@ -18,8 +18,8 @@ from aligner.matcher import Matcher
 from aligner.release import Releases
 from aligner.snapshot import freeze
 from aligner.training_run import RunInputs, run
-from collectors.dead_letters import DeadLetters
-from collectors.ingest import Ingest
+from collectors.hub.dead_letters import DeadLetters
+from collectors.hub.ingest import Ingest
 from collectors.intake import Intake, read_position
 from collectors.sources import SourceContext, make_source
 from collectors.uplink import Uplink

@@ -26,7 +26,7 @@ from tests.fuzz.targets import TARGETS, Target
 # Whose branches lead. Only these: atheris rewrites some 100 functions a second, and numpy, pydantic, pyarrow and what
 # else is imported have more than ten thousand. The judge's reader stands in for cbor2, which is not written in Python.
 INSTRUMENTED: Final = frozenset(
-    {"aligner.labels", "collectors.received", "infomae_stream.config", "infomae_stream.node_config",
+    {"aligner.labels", "collectors.hub.received", "infomae_stream.config", "infomae_stream.node_config",
      "infomae_stream.stored_chunk", "infomae_stream.topics", "infomae_stream.types", "infomae_stream.wire",
      "tests.fuzz.plain_cbor", "tomllib._parser"}
 )  # fmt: skip

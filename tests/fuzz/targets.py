@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from collectors.received import claimed_identity
+from collectors.hub.received import claimed_identity
 from infomae_stream.config import load_config
 from infomae_stream.errors import ConfigError, DataError, InfomaeError, WireError
 from infomae_stream.node_config import NodeConfig

@@ -15,7 +15,7 @@ import cbor2
 import pytest
 
 from aligner.labels import Purpose, read_labels_file
-from collectors.received import claimed_identity
+from collectors.hub.received import claimed_identity
 from infomae_stream.config import load_config
 from infomae_stream.errors import ConfigError, DataError, WireError
 from infomae_stream.node_config import NodeConfig

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from collectors.subscriber import Subscriber
+from collectors.hub.subscriber import Subscriber
 from infomae_stream.errors import ConfigError, ConnectionFailed
 from infomae_stream.node_config import MqttSettings
 from infomae_stream.session import Message, MqttSession

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from collectors.dead_letter_commands import decoded_fields
-from collectors.dead_letters import DeadLetters
+from collectors.hub.dead_letter_commands import decoded_fields
+from collectors.hub.dead_letters import DeadLetters
 from infomae_stream.cli import COMMANDS
 from infomae_stream.topics import node_topic, stream_topic
 from infomae_stream.types import Pair, StreamId

@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from collectors.dead_letters import DeadLetters
-from collectors.ingest import Ingest
+from collectors.hub.dead_letters import DeadLetters
+from collectors.hub.ingest import Ingest
 from collectors.uplink import Uplink
 from infomae_stream.clock import NS_PER_S, ManualClock
 from infomae_stream.node_config import MqttSettings

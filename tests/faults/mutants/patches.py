@@ -186,7 +186,7 @@ def nothing_sent_again() -> Iterator[None]:
 @contextmanager
 def stored_record_refused() -> Iterator[None]:
     """A broken copy of a record makes the hub refuse the record itself, stored or not."""
-    from collectors.ingest import Ingest
+    from collectors.hub.ingest import Ingest
 
     def refuse(self: Any, taken: Any, verdicts: Any, settled: Any, index: Any) -> None:
         verdicts.refused.append((taken, taken.reason, taken.text))
@@ -198,7 +198,7 @@ def stored_record_refused() -> Iterator[None]:
 @contextmanager
 def dead_letter_not_durable() -> Iterator[None]:
     """The name of a dead letter is not durable when the message is refused for good."""
-    import collectors.dead_letters as module
+    import collectors.hub.dead_letters as module
 
     with _replaced((module, "sync_path", lambda path: None)):
         yield

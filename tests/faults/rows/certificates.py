@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from collectors.ingest_service import IngestService
+from collectors.hub.ingest_service import IngestService
 from infomae_stream.clock import SystemClock
 from infomae_stream.config import load_config
 from infomae_stream.errors import ConnectionFailed

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from collectors.dead_letters import DeadLetters
-from collectors.ingest import Ingest
+from collectors.hub.dead_letters import DeadLetters
+from collectors.hub.ingest import Ingest
 from collectors.uplink import Uplink
 from infomae_stream.clock import ManualClock
 from infomae_stream.errors import InfomaeError

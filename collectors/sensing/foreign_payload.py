@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
-from collectors.time_text import TimeUnit, ZoneName, time_reader
+from collectors.sensing.time_text import TimeUnit, ZoneName, time_reader
 from infomae_stream.config import Settings
 from infomae_stream.errors import DataError
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from collectors.dead_letters import DeadLetters
-from collectors.received import MessageReader, Record, Taken, claimed_identity, storable
-from collectors.recent_contents import RecentContents
+from collectors.hub.dead_letters import DeadLetters
+from collectors.hub.received import MessageReader, Record, Taken, claimed_identity, storable
+from collectors.hub.recent_contents import RecentContents
 from infomae_stream.clock import NS_PER_S, Clock
 from infomae_stream.errors import LakeError
 from infomae_stream.stored_chunk import StoredChunk

@@ -14,8 +14,8 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from collectors import mqtt_packets as packets
-from collectors.mqtt_packets import LEVELS, Connack, Login, PacketReader, ProtocolError
+from collectors.hub import mqtt_packets as packets
+from collectors.hub.mqtt_packets import LEVELS, Connack, Login, PacketReader, ProtocolError
 from infomae_stream.session import (
     CONNACK_TIMEOUT_S,
     GUESS_TIMEOUT_S,

@@ -12,10 +12,10 @@ from typing import Final
 
 import pyarrow
 
-from collectors.broker_watch import BrokerWatch
-from collectors.dead_letters import DeadLetters
-from collectors.ingest import Ingest, Outcome
-from collectors.subscriber import Subscriber
+from collectors.hub.broker_watch import BrokerWatch
+from collectors.hub.dead_letters import DeadLetters
+from collectors.hub.ingest import Ingest, Outcome
+from collectors.hub.subscriber import Subscriber
 from infomae_stream.certificate_expiry import watch_own_certificate
 from infomae_stream.clock import NS_PER_S, Clock, SystemClock
 from infomae_stream.config import load_config

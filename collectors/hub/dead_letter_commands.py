@@ -16,7 +16,7 @@ import cbor2
 import typer
 from rich.table import Table
 
-from collectors.ingest import claimed_identity
+from collectors.hub.ingest import claimed_identity
 from infomae_stream.errors import DataError, LakeError, WireError
 from infomae_stream.topics import parse_topic
 from storage.lake_place import ConfigOption, JsonOption, LakeOption, lake_at, lake_folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from collectors.extras import extra
+from collectors.sensing.extras import extra
 from infomae_stream.errors import SourceError
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from collectors.dead_letter_commands import refused_identities
+from collectors.hub.dead_letter_commands import refused_identities
 from infomae_stream.errors import LakeError
 from storage.audit import GRACE_S, Audit, audit
 from storage.lake_place import ConfigOption, JsonOption, LakeOption, lake_at, lake_folder, missing_tables

@@ -1,0 +1,1 @@
+"""What the sources are made of: clocks, formats and protocols of sensors. Nothing here knows the outbox."""
