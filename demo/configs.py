@@ -41,11 +41,12 @@ class Ports:
     watches_detect: int
     ingest: int
     align: int
+    maintain: int
     bundles: int
 
     def metrics(self) -> dict[str, int]:
         """Process name -> port that serves its /metrics."""
-        names = ("phones_collect", "phones_detect", "watches_collect", "watches_detect", "ingest", "align")
+        names = ("phones_collect", "phones_detect", "watches_collect", "watches_detect", "ingest", "align", "maintain")
         return {name: getattr(self, name) for name in names}
 
 
@@ -158,13 +159,16 @@ port = {ports.mqtt}
 [metrics]
 ingest_port = {ports.ingest}
 align_port = {ports.align}
-maintain_port = 0                    # any that is free
+maintain_port = {ports.maintain}
 
 [lake]
 path = "lake"
 
 [ingest]
 commit_interval_s = 1.0
+
+[maintenance]
+interval_s = 15.0                    # the lake's many small files become few
 
 [matcher]                            # which windows make a pair
 modalities = ["phone_imu", "watch_imu"]

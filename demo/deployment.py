@@ -27,7 +27,7 @@ class Deployment:
     def __init__(self, out: Path, schedule: Schedule, broker: str = "auto") -> None:
         self.out, self.schedule = out.resolve(), schedule
         self.broker = _which_broker(broker)
-        self.ports = Ports(*free_ports(8))
+        self.ports = Ports(*free_ports(9))
         self.devices: list[Device] = devices_of(schedule)
         _empty(self.out)
         write_all(self.out, self.ports, schedule, self.devices)

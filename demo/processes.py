@@ -23,6 +23,7 @@ ROLE_OF_COMMAND: Final = {
     "node detect": "detect",
     "hub ingest": "ingest",
     "hub align": "align",
+    "hub maintain": "maintain",
     "hub train": "train",
     "label import": "labels",
 }

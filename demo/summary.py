@@ -29,7 +29,7 @@ from storage.verify import compare
 
 COLLECT_LIMIT_MB: Final = 100
 DETECT_LIMIT_MB: Final = 200
-HUB_ROLES: Final = ("ingest", "align", "train")
+HUB_ROLES: Final = ("ingest", "align", "maintain", "train")
 
 
 class Truth:

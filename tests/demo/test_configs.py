@@ -22,7 +22,7 @@ def label_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(f))
 
 
-PORTS = Ports(*range(20001, 20009))
+PORTS = Ports(*range(20001, 20010))
 
 
 @pytest.fixture(scope="module", params=[FULL, REDUCED], ids=["full", "reduced"])

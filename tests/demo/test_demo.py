@@ -43,6 +43,16 @@ OF_TROUBLE = (
     "infomae_dead_letters_total",
     "infomae_bundle_rollbacks_total",
     "infomae_windows_dropped_total",
+    "infomae_records_shed_total",
+    "infomae_source_refused_total",
+    "infomae_stream_clipped_samples_total",
+    "infomae_stream_flatline_seconds_total",
+    "infomae_mqtt_refusals_total",
+    "infomae_broker_refusals_total",
+    "infomae_lake_retired_",
+    "infomae_lake_copies_dropped_total",
+    "infomae_maintenance_failures_total",
+    "infomae_certificate_expiry_timestamp_seconds",  # the demonstration has no certificates
 )
 
 
@@ -68,6 +78,7 @@ class Prometheus:
             "9102": [files[name]["detect_port"] for name in ("phones", "watches")],
             "9201": [files["hub"]["ingest_port"]],
             "9202": [files["hub"]["align_port"]],
+            "9203": [files["hub"]["maintain_port"]],
         }
         text = (ROOT / "deploy" / "prometheus.yml").read_text().replace("scrape_interval: 5s", "scrape_interval: 1s")
         for default, ports in targets.items():
