@@ -143,3 +143,18 @@ def test_the_matrix_holds_at_reduced_length(tmp_path: Path, capsys: pytest.Captu
     totals = totals_of(told.out)
     assert (totals["trials"], totals["lost"], totals["logical_duplicates"]) == (len(rows), 0, 0)
     assert totals["accepted"] > 300 * len(rows) / 2
+
+
+# -- what the matrix found, each by the trial that found it ------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "seed", "index"), [pytest.param(8, 1, 33, id="a descriptor was synced again after its sync had failed")]
+)
+def test_a_trial_that_once_failed_passes(tmp_path: Path, number: int, seed: int, index: int) -> None:
+    row = runner.load_row(ROWS[number])
+    if why := row.missing():
+        pytest.skip(why)
+    result = row.trial(runner.rng_of(number, seed, index), tmp_path)
+    assert result.passed, result.failures
