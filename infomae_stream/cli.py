@@ -85,7 +85,7 @@ class _LazyGroup(TyperGroup):
         typer.echo(f"Usage: infomae-stream {self.path}COMMAND ...\n")
         for command, (_, text) in COMMANDS.items():
             if command.startswith(self.path):
-                typer.echo(f"  {command:<16}{text}")
+                typer.echo(f"  {command:<{max(map(len, COMMANDS)) + 2}}{text}")
         typer.echo("\ninfomae-stream COMMAND --help tells the options of one.")
 
 

@@ -70,7 +70,7 @@ def export(
         typer.echo(json_line({"format": format.value, "files": [asdict(file) for file in files]}))
         return
     for file in files:
-        typer.echo(f"{file.file}  {file.n_samples} samples in {file.stretches} stretches, {bytes_text(file.bytes)}")
+        typer.echo(f"{file.file}  {file.n_samples} samples, stretches: {file.stretches}, {bytes_text(file.bytes)}")
 
 
 def stream_option(text: str) -> StreamId:
