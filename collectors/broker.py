@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from infomae_stream.errors import ConfigError
 from infomae_stream.telemetry import EventLog, configure_logging
 
+SHUTDOWN_TIMEOUT_S: Final = 3.0
 log = EventLog("infomae.broker")
 
 
@@ -77,7 +79,13 @@ async def _serve(host: str, port: int) -> None:
         raise ConfigError(f"cannot listen on port {port}: {e}", where="broker run --port", fix="is it in use?") from e
     log.info("broker_started", host=host, port=port, protocol="3.1.1")
     await stop.wait()
-    await broker.shutdown()
+    ending = asyncio.ensure_future(broker.shutdown())
+    await asyncio.wait({ending}, timeout=SHUTDOWN_TIMEOUT_S)
+    if not ending.done():
+        # Seen once in a thousand fault trials: amqtt waits for ever. It keeps nothing that could be lost.
+        log.warning("broker_left_clients", after_s=SHUTDOWN_TIMEOUT_S)
+        os._exit(0)
+    await ending
     log.info("broker_stopped")
 
 
