@@ -18,7 +18,11 @@ from demo.deployment import Deployment
 from demo.people import REDUCED
 from demo.processes import DemoError, Processes, free_ports, wait_for_port
 
-OBEDIENT = "import signal,sys,time\nsignal.signal(15, lambda *_: sys.exit(0))\nprint('up', flush=True)\ntime.sleep(60)"
+# Short sleeps: a signal that comes just before a long one would be looked at only after it.
+OBEDIENT = (
+    "import signal,sys,time\nsignal.signal(15, lambda *_: sys.exit(0))\nprint('up', flush=True)\n"
+    "while True: time.sleep(0.1)"
+)
 DEAF = "import signal,time\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(60)"
 CHILD = "[sys.executable, '-c', 'import time; time.sleep(60)', 'x', 'hub', 'ingest', 'y']"
 PARENT = f"import subprocess,sys,time\nsubprocess.Popen({CHILD})\n"
