@@ -2,8 +2,9 @@
 
 `fleet_nodes.py PORT NODES FIRST SECONDS`. A node makes chunks of an 8 kHz microphone (int16, 1 s), a 100 Hz
 seismometer (int32, 8 s) and a six-axis IMU (100 Hz, int16, 4 s): 17.6 kB/s. It keeps to what the outbox's sender
-keeps to: at most 1 MB without the hub's acknowledgement, sent again after 10 s, 20 s, 40 s, 60 s ... without it, a
-backlog after an outage at 88 kB/s at most and after a random wait of up to 10 s, reconnects with jittered back-off.
+keeps to: at most 1 MB without the hub's acknowledgement, sent again 10 s (20, 40, at most 60 in all) after acks come
+now, a backlog after an outage (what is sent again included) at 88 kB/s at most and after a random wait of up to 10 s,
+reconnects with jittered back-off.
 Lines of JSON every 5 s, the last with all counts; "end" on stdin stops the making of chunks.
 """
 
@@ -51,12 +52,12 @@ class Node:
             spec = StreamSpec(StreamId(SITE, name, stream), kind, rate, channels, ("Pa",) * n, (1000.0,) * n)
             self._templates[stream] = ChunkTemplate(spec, BLOCKS[stream][0][0], dtype)
         self.seq = FIRST_SEQ
-        self.waiting: OrderedDict[int, tuple[str, float, float, int]] = (
-            OrderedDict()
-        )  # stream, accepted, sent again at, times
+        # seq: stream, accepted, first sent, sent again at, times
+        self.waiting: OrderedDict[int, tuple[str, float, float, float, int]] = OrderedDict()
         self._unsent: OrderedDict[int, None] = OrderedDict()
         self._inflight = 0
         self._allowance = 0.0
+        self._ack_s = 0.0  # how long acks take now
         self._paced_at = self._backlog_from = 0.0
         self.sock: socket.socket | None = None
         self._out = bytearray()
@@ -67,7 +68,7 @@ class Node:
         self.accepted = self.resent = self.connects = self.refused = 0
 
     def accept(self, stream: str, now: float) -> None:
-        self.waiting[self.seq] = (stream, now, 0.0, 0)
+        self.waiting[self.seq] = (stream, now, 0.0, 0.0, 0)
         self._unsent[self.seq] = None
         self.seq += 1
         self.accepted += 1
@@ -114,6 +115,10 @@ class Node:
         self._allowance = min(self._allowance + (now - self._paced_at) * BACKLOG_BYTES_PER_S, 100_000.0)
         self._paced_at = now
         backlog = len(self._unsent) > 5
+        for seq, (_, _, _, again, _) in list(self.waiting.items())[:100]:
+            if again and now > again and seq not in self._unsent and self._allowance > 0:
+                self._publish(seq, now)
+                self.resent += 1
         while self._unsent and self._inflight < INFLIGHT_BYTES:
             if backlog and (now < self._backlog_from or self._allowance <= 0):
                 break
@@ -121,20 +126,17 @@ class Node:
             self._publish(seq, now)
             stream = self.waiting[seq][0]
             self._inflight += self._templates[stream].size
-        for seq, (_, _, again, _) in list(self.waiting.items())[:100]:
-            if again and now > again and seq not in self._unsent:
-                self._publish(seq, now)
-                self.resent += 1
 
     def _publish(self, seq: int, now: float) -> None:
-        stream, accepted, _, times = self.waiting[seq]
+        stream, accepted, first, _, times = self.waiting[seq]
         template, length = self._templates[stream], STREAMS[stream][4]
         accepted_ns = int(accepted * NS_PER_S)
         start_ns = accepted_ns - int(length * NS_PER_S)
         payload = template.payload(seq, start_ns, accepted_ns, BLOCKS[stream][seq % 16])
         self._out += packets.publish(seq % 65_534 + 1, template.topic, payload, False, 4)
         self._allowance -= len(payload)
-        self.waiting[seq] = (stream, accepted, now + RESEND_S * min(2**times, 6), times + 1)
+        patience = min(self._ack_s + RESEND_S * 2**times, 6 * RESEND_S)
+        self.waiting[seq] = (stream, accepted, first or now, now + patience, times + 1)
 
     def flush(self, now: float, selector: selectors.BaseSelector) -> None:
         try:
@@ -173,6 +175,7 @@ class Node:
                 if found is not None:
                     self._unsent.pop(seq, None)
                     self._inflight = max(0, self._inflight - self._templates[found[0]].size)
+                    self._ack_s += (now - found[2] - self._ack_s) / 8
                     self.lags.append((now, now - found[1]))
 
 

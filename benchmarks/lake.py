@@ -1,4 +1,5 @@
-"""What a lake of 1, 10 and 100 hours of one node costs: append, range reads before and after compaction, start.
+"""What a lake of 1, 10 and 100 hours of one node costs: append, range reads, opening, `lake status`, before and after
+compaction, ingest's start, `lake verify`.
 
 The node is of the paper's size: 8 kHz int16, 100 Hz int32 and six axes of 100 Hz int16, one chunk a second each,
 17.6 kB/s of synthetic samples. Peers in the same run: a plain pyarrow.dataset scan over the same files, and deltalake's
@@ -31,8 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from infomae_stream.clock import NS_PER_S
 from infomae_stream.types import Chunk, ClockQuality, StreamId, StreamSpec
 from storage import query
+from storage.audit import audit
 from storage.compaction import DEFAULT_TARGET_BYTES, compact
 from storage.lake import Lake
+from storage.lake_status import lake_figures
 from storage.segments import live_files
 
 START_NS = 1_600_041_600 * NS_PER_S  # midnight
@@ -115,7 +118,9 @@ def reads(lake: Lake, hours: float) -> dict[str, float]:
             return scan(lake, stream, middle_ns, until_ns)
 
         told |= cost(f"read_{seconds}s", ours, seconds) | cost(f"pyarrow_{seconds}s", peer, seconds)
+    told |= cost("open", lambda: Lake(lake.path).version("chunks"), lake.version("chunks"))
     told |= cost("ingest_start", lambda: len(Lake(lake.path).known_identities().outboxes()), 1)
+    told["status_s"] = round(timed(lambda: lake_figures(lake, START_NS))[0], 2)
     told["files"] = len(live_files(lake.table_path("chunks"), lake.version("chunks")))
     return told
 
@@ -143,6 +148,9 @@ def measure(hours: float, commit_s: int, thin: int, folder: Path) -> dict[str, A
     told["mb"] = round(sum(f.stat().st_size for f in live_files(lake.table_path("chunks"), told["commits"])) / 1e6, 1)
     print(f"  {hours:g} h: {told['mb']} MB in the lake; reading", file=sys.stderr, flush=True)
     told["before"] = reads(lake, hours)
+    verify_s, found = timed(lambda: audit(lake))
+    assert not found.findings, found.findings[:3]
+    told["verify_s"], told["verify_mb_per_s"] = round(verify_s, 1), round(told["mb"] / verify_s, 1)
     # Parquet files are never changed, so links will do.
     shutil.copytree(folder / "lake", folder / "peer", copy_function=lambda a, b: os.link(a, b))
     report_s, report = timed(lambda: compact(lake, tables=["chunks"]))

@@ -22,6 +22,7 @@ MAX_BACKOFF: Final = 6  # a record that stays without ack is sent again ever mor
 @dataclass(slots=True)
 class _Sent:
     size: int
+    first_ns: int
     again_ns: int
     times: int
 
@@ -38,6 +39,8 @@ class Uplink:
     """In flight are records that were published and not yet acknowledged, at most `max_inflight_bytes` of them.
 
     Memory does not grow with the backlog: it holds sequence numbers of what is in flight, and one batch at a time.
+    resend_after_s: a record whose ack is so much later than acks are now is sent again. Without the second half of
+    that sentence a hub that takes longer is sent everything twice, and takes longer still.
     max_bytes_per_s, start_jitter_s, rng: see Pace; no cap when they are left out.
     """
 
@@ -56,6 +59,7 @@ class Uplink:
         self._clock = clock
         self._max_inflight_bytes = max_inflight_bytes
         self._resend_after_ns = round(resend_after_s * NS_PER_S)
+        self._ack_ns = 0.0  # from first sending to ack, smoothed; after a loss too much for a while
         self._inflight: dict[int, _Sent] = {}
         self._newest = 0  # every record up to here has been in flight, but for those of _offered
         self._offered: set[int] = set()  # given out by `due`, and not (yet) taken by the session
@@ -97,13 +101,15 @@ class Uplink:
     def sent(self, record: Record) -> None:
         """The session has taken `record`."""
         self._pace.spend(len(record.payload))
+        now_ns = self._clock.monotonic_ns()
         sent = self._inflight.get(record.seq)
         if sent is None:
-            sent = self._inflight[record.seq] = _Sent(len(record.payload), 0, 0)
+            sent = self._inflight[record.seq] = _Sent(len(record.payload), now_ns, 0, 0)
             self.inflight_bytes += sent.size
         else:
             self.resent += 1
-        sent.again_ns = self._clock.monotonic_ns() + self._resend_after_ns * min(2**sent.times, MAX_BACKOFF)
+        patience_ns = round(self._ack_ns) + self._resend_after_ns * 2**sent.times
+        sent.again_ns = now_ns + min(patience_ns, self._resend_after_ns * MAX_BACKOFF)
         sent.times += 1
         self._offered.discard(record.seq)
 
@@ -119,8 +125,11 @@ class Uplink:
         refused: dict[str, int] = {}
         for first, last, reason in ack.refused:
             refused[reason] = refused.get(reason, 0) + last - first + 1
+        now_ns = self._clock.monotonic_ns()
         for seq in [s for s in self._inflight if any(first <= s <= last for first, last in ranges)]:
-            self.inflight_bytes -= self._inflight.pop(seq).size
+            sent = self._inflight.pop(seq)
+            self.inflight_bytes -= sent.size
+            self._ack_ns += (now_ns - sent.first_ns - self._ack_ns) / 8
         return AckResult(refused, len(ack.durable) + len(ack.refused) - len(ranges))
 
     def _overdue(self, limit_bytes: int) -> list[Record]:

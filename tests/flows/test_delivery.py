@@ -256,6 +256,31 @@ def test_after_a_reconnect_a_backlog_waits_a_random_time_and_a_short_one_does_no
     assert first_s(1, 3) == 0.0
 
 
+@pytest.mark.parametrize(("ack_s", "again_from"), [(2, 0), (25, 75), (45, 135)])
+def test_a_hub_that_is_slow_is_not_sent_everything_twice(tmp_path: Path, ack_s: int, again_from: int) -> None:
+    clock = ManualClock()
+    outbox, uplink = make(tmp_path, clock, 10**7)
+    sent: list[tuple[int, int]] = []  # second, seq
+    resent_late = 0
+    for second in range(300):
+        put(outbox, 1, second)
+        before = uplink.resent
+        for record in uplink.due():
+            uplink.sent(record)
+            sent.append((second, record.seq))
+        if second > again_from:  # by then it has learned how long acks take
+            resent_late += uplink.resent - before
+        due = [seq for at, seq in sent if at == second - ack_s]
+        if due:
+            uplink.handle_ack(encode_ack(Ack(outbox.epoch, seq_ranges(sorted(due)))))
+        clock.advance(1)
+    assert resent_late == 0
+    lost = next(seq for at, seq in reversed(sent) if at == 299)
+    clock.advance(61)
+    assert lost in {r.seq for r in uplink.due()}  # patience has an end
+    outbox.close()
+
+
 def test_what_was_shed_on_its_way_leaves_the_flight(tmp_path: Path) -> None:
     clock = ManualClock()
     outbox = Outbox.open(tmp_path / "o.sqlite", clock, max_bytes=8_000, reserve_bytes=0, shedding=SheddingPolicy())
