@@ -1,7 +1,8 @@
 """What goes down to the nodes: encoders, head and their contract, in one signed file.
 
-A bundle is an uncompressed zip (bundle_archive): manifest.json, manifest.sig, one encoder_<modality>.onnx a modality,
-head.onnx, golden.npz. The manifest is canonical JSON, signed with ed25519; it states sha256 and size of every file.
+A bundle is an uncompressed zip (bundle_archive): manifest.json, manifest.sig, one encoder_<modality>.onnx a modality
+and, in most, encoder_<modality>.int8.onnx beside it, head.onnx, golden.npz. The manifest (bundle_manifest) is canonical
+JSON, signed with ed25519; it states sha256 and size of every file.
 Legend: B golden windows, C channels, N samples, K classes.
 """
 
@@ -11,25 +12,25 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 
 from infomae_stream.bundle_archive import Member, pack, unpack
-from infomae_stream.errors import BundleError, ConfigError, DataError
+from infomae_stream.bundle_manifest import FORMAT, MAX_BUNDLE_BYTES, Manifest, ModalityContract, check_manifest
+from infomae_stream.errors import BundleError
 from infomae_stream.golden import Golden
 from infomae_stream.onnx_weights import check_weights
 from infomae_stream.signing_keys import generate_keys, load_private_key, load_public_key, save_keys
 from infomae_stream.spectrogram import FrontEnd
-from infomae_stream.types import KINDS, StreamSpec, check_id
-from infomae_stream.windower import Grid
 
 __all__ = [
+    "MAX_BUNDLE_BYTES",
     "REASONS",
     "Bundle",
     "BundleInfo",
@@ -46,9 +47,7 @@ __all__ = [
     "write_durably",
 ]
 
-FORMAT: Final = 1
-MAX_BUNDLE_BYTES: Final = 256_000_000
-MANIFEST, SIGNATURE, HEAD, GOLDEN = "manifest.json", "manifest.sig", "head.onnx", "golden.npz"
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 REASONS: Final = (
     "size",
     "truncated",
@@ -63,74 +62,8 @@ REASONS: Final = (
     "golden",
     "download",  # it could not be fetched whole
     "runtime",  # it verified, but failed while it served
+    "slow",  # it verified, but took longer than its windows last
 )
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class FileEntry(_Record):
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    size: int = Field(ge=0, le=MAX_BUNDLE_BYTES)
-
-
-class ModalityContract(_Record):
-    """What a stream must be for its encoder, and how its windows are cut."""
-
-    kind: str
-    rate_hz: float = Field(gt=0, le=1e6)
-    channels: tuple[str, ...] = Field(min_length=1, max_length=64)
-    units: tuple[str, ...] = ()  # not compared when empty
-    window_s: float = Field(gt=0, le=3600)
-    hop_s: float = Field(gt=0, le=3600)
-    min_coverage: float = Field(ge=0, le=1)
-    max_gap_s: float = Field(gt=0)
-    front_end: dict[str, Any]
-    encoder: str
-    dim: int = Field(ge=1, le=65536)
-
-    @field_validator("kind")
-    @classmethod
-    def _known_kind(cls, kind: str) -> str:
-        if kind not in KINDS:
-            raise ValueError(f"unknown kind {kind!r}")
-        return kind
-
-    @property
-    def grid(self) -> Grid:
-        return Grid(self.window_s, self.hop_s, self.max_gap_s)
-
-    @property
-    def window_samples(self) -> int:
-        return round(self.window_s * self.rate_hz)
-
-    def fits(self, spec: StreamSpec) -> bool:
-        """Whether the encoder may read this stream: same kind, rate, channels and units, in the same order."""
-        same_units = not self.units or self.units == spec.units
-        return same_units and (self.kind, self.rate_hz, self.channels) == (spec.kind, spec.rate_hz, spec.channels)
-
-
-class Manifest(_Record):
-    """`thresholds`: score below which a class is not reported; a class without one is always reported."""
-
-    format: int = Field(ge=FORMAT, le=FORMAT)
-    version: int = Field(ge=1, lt=2**62)
-    created_ns: int = Field(ge=0, lt=2**62)
-    expires_ns: int = Field(ge=0, lt=2**62)
-    classes: tuple[str, ...] = Field(min_length=2)
-    thresholds: dict[str, float] = {}
-    modalities: dict[str, ModalityContract] = Field(min_length=1)
-    head: str = HEAD
-    golden: str = GOLDEN
-    lineage: dict[str, Any] = {}
-    gates: dict[str, Any] = {}
-    files: dict[str, FileEntry]
-
-    def members(self) -> tuple[str, ...]:
-        """The names of all files that the archive must hold beside manifest and signature, sorted."""
-        encoders = {contract.encoder for contract in self.modalities.values()}
-        return tuple(sorted({self.head, self.golden, *encoders}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +76,12 @@ class BundleInfo:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. `sha256` is that of the whole file; `files` are the members named by the manifest."""
+    """A verified bundle. `sha256` is that of the whole file; `files` are the members named by the manifest, as views
+    of `content`."""
 
     manifest: Manifest
     sha256: str
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes | memoryview]
     golden: Golden
     content: bytes
 
@@ -162,6 +96,10 @@ class Bundle:
     @cached_property
     def front_ends(self) -> dict[str, FrontEnd]:
         return {name: FrontEnd.from_dict(c.front_end) for name, c in self.manifest.modalities.items()}
+
+    def without_files(self) -> Bundle:
+        """What is still of use once the graphs are loaded: a node has no memory to hold every weight twice."""
+        return replace(self, files={}, content=b"")
 
 
 def write_bundle(
@@ -219,7 +157,7 @@ def read_bundle(
             fix="to go back, release the older weights as a new version",
         )
     files = {name: members[name].content for name in manifest.members()}
-    _check_contract(manifest, where)
+    check_manifest(manifest, where)
     golden = Golden.load(files[manifest.golden], where)
     _check_golden_shapes(golden, manifest, where)
     for name in files:
@@ -239,7 +177,7 @@ def canonical_json(fields: Mapping[str, Any]) -> bytes:
 def _take(members: Mapping[str, Member], name: str, where: str) -> bytes:
     if name not in members:
         raise BundleError(f"has no {name}", reason="structure", where=where)
-    return members[name].content
+    return bytes(members[name].content)
 
 
 def _check_signature(content: bytes, signature: bytes, keys: Sequence[Ed25519PublicKey], where: str) -> None:
@@ -280,36 +218,6 @@ def _check_files(members: Mapping[str, Member], manifest: Manifest, where: str) 
             raise BundleError(f"{name} is not the file that was signed", reason="hash", where=where)
     for member in members.values():
         member.check_crc32(where)
-
-
-def _check_contract(manifest: Manifest, where: str) -> None:
-    def refuse(what: str) -> BundleError:
-        return BundleError(what, reason="contract", where=where)
-
-    try:
-        for name in (*manifest.classes, *manifest.modalities):
-            check_id(name, "class or modality")
-    except DataError as e:
-        raise refuse(str(e)) from e
-    if len(set(manifest.classes)) != len(manifest.classes) or not set(manifest.thresholds) <= set(manifest.classes):
-        raise refuse("classes repeat, or a threshold names an unknown class")
-    if len({(c.window_s, c.hop_s, c.dim) for c in manifest.modalities.values()}) != 1:
-        raise refuse("modalities differ in window_s, hop_s or dim, so that their embeddings cannot be averaged")
-    for name, contract in manifest.modalities.items():
-        if contract.encoder != f"encoder_{name}.onnx":
-            raise refuse(f"modalities.{name}.encoder is {contract.encoder!r}, want encoder_{name}.onnx")
-        if contract.units and len(contract.units) != len(contract.channels):
-            raise refuse(f"modalities.{name}.units needs one entry a channel")
-        try:
-            spec = FrontEnd.from_dict(contract.front_end).spec
-        except (ConfigError, KeyError, TypeError, ValueError) as e:
-            raise refuse(f"modalities.{name}.front_end: {e}") from e
-        if (spec.rate_hz, spec.window_samples, spec.channels) != (
-            contract.rate_hz,
-            contract.window_samples,
-            len(contract.channels),
-        ):
-            raise refuse(f"modalities.{name}: front end reads another rate, window or channel count")
 
 
 def _check_golden_shapes(golden: Golden, manifest: Manifest, where: str) -> None:

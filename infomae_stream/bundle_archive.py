@@ -27,10 +27,13 @@ _LOCAL_FIXED: Final = (b"PK\x03\x04", _VERSION_NEEDED, 0, 0, 0, _DATE_1980)
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One named file; `crc32` as the archive states it, not checked here: the sha256 of the manifest comes first."""
+    """One named file; `crc32` as the archive states it, not checked here: the sha256 of the manifest comes first.
+
+    content: a view of the archive's bytes when it was read, so that large weights are in memory once.
+    """
 
     name: str
-    content: bytes
+    content: bytes | memoryview
     crc32: int
 
     def check_crc32(self, where: str) -> None:
@@ -42,7 +45,7 @@ class Member:
 def pack(files: dict[str, bytes]) -> bytes:
     """The archive with `files` in the order given. Raises BundleError(path) for a name that is not flat."""
     members = [Member(name, content, zlib.crc32(content)) for name, content in files.items()]
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     for member in members:
         _check_name(member.name, "bundle")
         parts += [_local_header(member), member.content]
@@ -83,7 +86,7 @@ def _read_member(data: bytes, at: int, where: str) -> tuple[Member, int]:
         raise _truncated(where)
     name = data[at + _LOCAL.size : start].decode("ascii", errors="replace")
     _check_name(name, where)
-    return Member(name, data[start : start + size], crc32), start + size
+    return Member(name, memoryview(data)[start : start + size], crc32), start + size
 
 
 def _check_name(name: str, where: str) -> None:

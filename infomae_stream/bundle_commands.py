@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from infomae_stream.bundle import Bundle, generate_keys, load_public_key, open_bundle, save_keys
+from infomae_stream.bundle import Bundle, Manifest, generate_keys, load_public_key, open_bundle, save_keys
 from infomae_stream.clock import SystemClock
 from infomae_stream.errors import BundleError
 
@@ -57,7 +57,11 @@ def _summary(bundle: Bundle) -> dict[str, object]:
         "created_ns": manifest.created_ns,
         "expires_ns": manifest.expires_ns,
         "classes": list(bundle.classes),
+        "format": manifest.format,
         "modalities": sorted(manifest.modalities),
+        "int8": manifest.has_int8,
+        "subsets": [subset.model_dump() for subset in manifest.subsets],
+        "missing_losses": manifest.missing_losses(),
         "bytes": len(bundle.content),
         "lineage": manifest.lineage,
         "gates": manifest.gates,
@@ -65,5 +69,21 @@ def _summary(bundle: Bundle) -> dict[str, object]:
 
 
 def _lines(bundle: Bundle) -> str:
-    summary = _summary(bundle)
-    return "verified\n" + "\n".join(f"  {name}: {value}" for name, value in summary.items() if name != "verified")
+    tables = ("verified", "subsets", "missing_losses")
+    plain = [f"  {name}: {value}" for name, value in _summary(bundle).items() if name not in tables]
+    return "\n".join(["verified", *plain, *_subset_table(bundle.manifest)])
+
+
+def _subset_table(manifest: Manifest) -> list[str]:
+    """What is left of macro-F1 with each subset of modalities, and what that loses against all of them."""
+    if not manifest.subsets:
+        return ["  subsets: not measured"]
+    rows = sorted(manifest.subsets, key=lambda subset: (-len(subset.modalities), subset.modalities))
+    whole = next((row.macro_f1 for row in rows if set(row.modalities) == set(manifest.modalities)), None)
+    names = [" + ".join(row.modalities) for row in rows]
+    width = max(len("modalities present"), *map(len, names))
+    lines = [f"  {'modalities present':{width}}  macro-F1  lost   ({rows[0].windows} validation windows)"]
+    for name, row in zip(names, rows, strict=True):
+        lost = "" if whole is None else f"{whole - row.macro_f1:.3f}"
+        lines.append(f"  {name:{width}}  {row.macro_f1:8.3f}  {lost}")
+    return lines

@@ -18,6 +18,7 @@ from infomae_stream.bundle import Bundle, open_bundle, write_durably
 from infomae_stream.errors import BundleError
 
 POINTER: Final = "pointer.json"
+MAX_UNCLEAN_ENDS: Final = 3
 _REVERTED_KEPT: Final = 32
 
 
@@ -80,6 +81,41 @@ class BundleStore:
         if bundle.sha256 in self._pointer.reverted:
             raise BundleError("failed while it served here before", reason="runtime", where="bundle store")
 
+    def begin_trial(self, sha256: str) -> None:
+        """Count, durably, that a process is about to run this bundle; `end_trial` or `leave_trial` takes it back.
+
+        Raises BundleError(runtime) when 3 processes have begun and none came to an end: a graph that takes its process
+        along leaves no other trace.
+        """
+        begun = self._begun(sha256)
+        if begun >= MAX_UNCLEAN_ENDS:
+            raise BundleError(
+                f"{begun} processes that ran it ended without a word", reason="runtime", where="bundle store"
+            )
+        write_durably(self._trial(sha256), str(begun + 1).encode())
+
+    def on_trial(self, sha256: str) -> bool:
+        """Whether this bundle has still to show that it can serve."""
+        return self._trial(sha256).exists()
+
+    def leave_trial(self, sha256: str) -> None:
+        """The process ends as it should; the trial goes on with the next one."""
+        if self.on_trial(sha256):
+            write_durably(self._trial(sha256), str(max(0, self._begun(sha256) - 1)).encode())
+
+    def end_trial(self, sha256: str) -> None:
+        """Its fate is decided."""
+        self._trial(sha256).unlink(missing_ok=True)
+
+    def _trial(self, sha256: str) -> Path:
+        return self.directory / "trials" / sha256
+
+    def _begun(self, sha256: str) -> int:
+        try:
+            return int(self._trial(sha256).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return 0
+
     def activate(self, bundle: Bundle) -> Installed:
         """Make a verified bundle the current one, durably; the one before it is kept, older ones are deleted.
 
@@ -122,9 +158,11 @@ class BundleStore:
         self._pointer = pointer
 
     def _delete_unnamed(self) -> None:
-        """Bundles that nothing names, files that a kill left half written, and downloads."""
-        named = {self.path(i) for i in (self._pointer.current, self._pointer.previous) if i}
-        leftovers = [*self.directory.glob("*.zip"), *self.directory.glob(".*.tmp"), *self.directory.glob("staging/*")]
+        """Bundles and trials that nothing names, files that a kill left half written, and downloads."""
+        kept = [i for i in (self._pointer.current, self._pointer.previous) if i]
+        named = {*map(self.path, kept), *(self._trial(i.sha256) for i in kept)}
+        patterns = ("*.zip", ".*.tmp", "staging/*", "trials/*", "trials/.*.tmp")
+        leftovers = [path for pattern in patterns for path in self.directory.glob(pattern)]
         for path in leftovers:
             if path not in named:
                 path.unlink(missing_ok=True)

@@ -19,6 +19,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "node run": ("infomae_stream.run_commands:node_run", "Collect and detect: start and watch both processes."),
     "node collect": ("collectors.service:collect", "Sensors into the outbox, outbox to the hub."),
     "node detect": ("inference.service:detect", "Windows of the outbox into detections."),
+    "node init": ("collectors.deploying.init:init", "Ask, or take options, and write a node's TOML file."),
+    "node devices": ("collectors.deploying.devices:devices", "List the sensors that are plugged in, with their lines."),
+    "node doctor": ("collectors.deploying.doctor:doctor", "Check all that a node needs; one fix a line."),
+    "node install": ("collectors.deploying.install:install", "Show, then write and start this node's systemd unit."),
     "node request": ("infomae_stream.node_request:request", "Make this node's key and a signing request for the hub."),
     "hub init": ("collectors.enrolment.commands:init", "Make authority, broker files, keys and a first hub.toml."),
     "hub enroll": ("collectors.enrolment.commands:enroll", "Sign a node's request."),
@@ -45,6 +49,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "broker run": ("collectors.broker:run", "An embedded MQTT broker (amqtt), for trials and small sites."),
     "bundle keygen": ("infomae_stream.bundle_commands:keygen", "Make the pair of keys that signs and checks bundles."),
     "bundle verify": ("infomae_stream.bundle_commands:verify", "Check a bundle's signature, hashes and contract."),
+    "bundle golden": ("inference.golden_commands:golden", "Run a bundle's golden vectors on this machine."),
 }
 
 EXTRA_OF: Final = {

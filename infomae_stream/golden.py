@@ -52,7 +52,7 @@ class Golden:
         return buffer.getvalue()
 
     @classmethod
-    def load(cls, content: bytes, where: str) -> Golden:
+    def load(cls, content: bytes | memoryview, where: str) -> Golden:
         """Raises BundleError: contract when it is not what `dump` writes, not_finite for NaN or infinity."""
         try:
             arrays = _load_arrays(content)
@@ -77,7 +77,7 @@ class Golden:
         return cls(windows, scores)
 
 
-def _load_arrays(content: bytes) -> dict[str, NDArray[Any]]:
+def _load_arrays(content: bytes | memoryview) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()

@@ -91,6 +91,7 @@ class GateSettings(Settings):
     min_gain_over_unaligned: float = 0.05  # macro-F1 on validation sites, first model
     min_gain_over_serving: float = 0.0  # a later candidate must be better by more than this
     min_effective_rank: float = 2.0
+    max_int8_loss: float = Field(0.005, ge=0)  # macro-F1; int8 that costs more is left out of the bundle
 
 
 class ReleaseSettings(Settings):

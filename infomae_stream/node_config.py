@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from infomae_stream.config import Settings
 from infomae_stream.errors import DataError
@@ -63,12 +63,41 @@ class UplinkSettings(Settings):
     start_jitter_s: float = Field(10.0, ge=0, le=600)  # after a reconnect a backlog waits a random time up to this
 
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class EventSettings(Settings):
+    """How windows make an event (inference/events.py). Times are of the data; `idle_s` is of the detector's clock."""
+
+    on: dict[str, Probability] = {}  # by class: score that begins an event; left out: the bundle's threshold
+    off: dict[str, Probability] = {}  # by class: score that keeps it up; left out: off_ratio x on
+    off_ratio: float = Field(0.7, ge=0, le=1)
+    merge_gap_s: float = Field(0.5, ge=0)  # events of one class that are no further apart are one
+    min_windows: int = Field(1, ge=1)  # fewer make no event
+    cool_down_s: float = Field(0.0, ge=0)  # after an event, for its class
+    max_s: float = Field(30.0, gt=0)  # a longer event is written in parts
+    idle_s: float = Field(10.0, gt=0)  # what is open ends when no window came for so long
+
+    @model_validator(mode="after")
+    def _off_is_below_on(self) -> EventSettings:
+        above = sorted(name for name in self.off.keys() & self.on.keys() if self.off[name] > self.on[name])
+        if above:
+            raise ValueError(f"off.{above[0]} is above on.{above[0]}: an event would end as it begins")
+        return self
+
+
 class DetectSettings(Settings):
     enabled: bool = True
     threads: int = Field(1, ge=1)
     runtime: str = "onnx"
     trusted_keys: list[str] = []  # files with one ed25519 public key each (PEM)
     max_lag_s: float = Field(20.0, gt=0)  # older windows are dropped (counted) when the node cannot keep up
+    events: EventSettings = EventSettings()
+    # A trigger checks its own options (inference/triggers), so that the kernel knows none.
+    triggers: list[dict[str, Any]] = []
+    precision: Literal["auto", "fp32", "int8"] = "auto"  # auto: int8 where the golden vectors pass with it
+    trial_windows: int = Field(20, ge=10)  # a new bundle that fails or is slow within so many windows goes again
+    max_realtime_factor: float = Field(1.0, gt=0)  # slow: takes more than this of the time that its windows leave
 
 
 class ClockSettings(Settings):
@@ -89,13 +118,41 @@ class SheddingSettings(Settings):
     max_age_s: float | None = Field(None, ge=0)
 
 
+class HomeAssistantSettings(Settings):
+    enabled: bool = False
+    prefix: str = Field("homeassistant", pattern="^[A-Za-z0-9_/-]{1,100}$")  # Home Assistant's discovery prefix
+
+
+class FuseSettings(Settings):
+    """A node without sensors, which detects on the chunks of other nodes of its site (inference/fusion.py)."""
+
+    nodes: list[Id] = Field(min_length=1)
+    wait_s: float = Field(3.0, gt=0, le=600)  # of the data's time: who is further behind is not waited for
+    silent_s: float = Field(10.0, gt=0)  # a node that says nothing for so long is told of
+
+
 class NodeSettings(Settings):
     site: Id
     node: Id
     clock: ClockSettings = ClockSettings()
     shedding: dict[Id, SheddingSettings] = {}  # by stream
+    fuse: FuseSettings | None = None
     # A source checks its own options (collectors/sources), so that the kernel knows no sensor.
-    sources: list[dict[str, Any]] = Field(min_length=1)
+    sources: list[dict[str, Any]] = Field([], validate_default=True)
+
+    @field_validator("fuse")
+    @classmethod
+    def _listens_to_others(cls, fuse: FuseSettings | None, info: ValidationInfo) -> FuseSettings | None:
+        if fuse is not None and info.data.get("node") in fuse.nodes:
+            raise ValueError("a node cannot listen to itself")
+        return fuse
+
+    @field_validator("sources")
+    @classmethod
+    def _or_fuse(cls, sources: list[dict[str, Any]], info: ValidationInfo) -> list[dict[str, Any]]:
+        if "fuse" in info.data and bool(sources) == (info.data["fuse"] is not None):
+            raise ValueError("a node has sources of its own, or fuse (the nodes it listens to): one of them")
+        return sources
 
 
 class NodeConfig(Settings):
@@ -107,6 +164,7 @@ class NodeConfig(Settings):
     outbox: OutboxSettings = OutboxSettings()
     uplink: UplinkSettings = UplinkSettings()
     detect: DetectSettings = DetectSettings()
+    home_assistant: HomeAssistantSettings = HomeAssistantSettings()
     nodes: list[NodeSettings] = Field(min_length=1)
 
     @model_validator(mode="after")

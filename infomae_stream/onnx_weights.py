@@ -31,7 +31,7 @@ _BFLOAT16: Final = 16
 _MAX_DEPTH: Final = 16
 
 
-def check_weights(model: bytes, where: str) -> int:
+def check_weights(model: Buffer, where: str) -> int:
     """Count the float values of an ONNX model, all finite.
 
     Raises BundleError: not_finite (NaN or infinity), path (weights in another file), structure (not an ONNX file).

@@ -27,7 +27,7 @@ from infomae_stream.outbox_file import connect, free_bytes, reusable_bytes, tran
 from infomae_stream.outbox_reader import Accepted, OutboxReader, Record
 from infomae_stream.shedding import REASON, Batch, Shedder, SheddingPolicy, ShedRecord
 from infomae_stream.topics import node_topic, stream_topic
-from infomae_stream.types import Chunk, ClockQuality, Detection, Gap, StreamId, StreamSpec
+from infomae_stream.types import Chunk, ClockQuality, Detection, Event, Gap, StreamId, StreamSpec
 from infomae_stream.wire import CONTENT_MODULUS, Ack, encode_chunk, encode_detection, encode_gap, samples_crc32
 
 __all__ = ["Accepted", "Outbox", "Record"]
@@ -114,6 +114,7 @@ class Outbox(OutboxReader):
         modalities: tuple[str, ...],
         bundle_version: int,
         bundle_sha256: str,
+        event: Event | None = None,
     ) -> None:
         """Buffer a detection."""
         detection = Detection(
@@ -128,6 +129,7 @@ class Outbox(OutboxReader):
             modalities=modalities,
             bundle_version=bundle_version,
             bundle_sha256=bundle_sha256,
+            event=event,
         )
         self._buffer(detection, 0)
 

@@ -123,7 +123,11 @@ class OutboxReader:
         with self._transaction():
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version != sql.VERSION:
-                raise OutboxError(f"format {version}, this program reads {sql.VERSION}", where=str(self.path))
+                raise OutboxError(
+                    f"the outbox has format {version}, this program reads up to {sql.VERSION}",
+                    where=str(self.path),
+                    fix="install the newer program again, which wrote it; nothing in it was changed",
+                )
             # OR IGNORE: collector and detector may make the file together.
             self._db.execute("INSERT OR IGNORE INTO state VALUES ('epoch', ?)", (os.urandom(8).hex().encode(),))
             return bytes(self._db.execute("SELECT value FROM state WHERE key = 'epoch'").fetchone()[0]).decode()

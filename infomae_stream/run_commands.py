@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,19 +12,21 @@ from infomae_stream.clock import SystemClock
 from infomae_stream.config import load_config
 from infomae_stream.hub_config import HubConfig
 from infomae_stream.node_config import NodeConfig
-from infomae_stream.supervisor import Supervisor
+from infomae_stream.supervisor import Children, Supervisor
 from infomae_stream.telemetry import EventLog, configure_logging
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The TOML file.")]
 
 
 def node_run(config: ConfigOption) -> None:
-    """Start and watch `node collect` and `node detect`; each is started again when it ends."""
-    settings = load_config(config, NodeConfig)
-    children: dict[str, Sequence[str]] = {"collect": ["node", "collect", "--config", str(config)]}
-    if settings.detect.enabled:
-        children["detect"] = ["node", "detect", "--config", str(config)]
-    _supervise(children, "node")
+    """Start and watch `node collect` and `node detect`; each is started again when it ends. SIGHUP reloads the file."""
+
+    def children() -> dict[str, Sequence[str]]:
+        wanted = ["collect", "detect"] if load_config(config, NodeConfig).detect.enabled else ["collect"]
+        return {name: ["node", name, "--config", str(config)] for name in wanted}
+
+    # Whatever becomes of the detector: collecting goes on.
+    _supervise(children(), "node", spare=("detect",), notifying="collect", reload=children)
 
 
 def hub_run(config: ConfigOption) -> None:
@@ -33,6 +35,14 @@ def hub_run(config: ConfigOption) -> None:
     _supervise({name: ["hub", name, "--config", str(config)] for name in ("ingest", "maintain", "align")}, "hub")
 
 
-def _supervise(children: dict[str, Sequence[str]], name: str) -> None:
+def _supervise(
+    children: Children,
+    name: str,
+    *,
+    spare: Sequence[str] = (),
+    notifying: str = "",
+    reload: Callable[[], Children] | None = None,
+) -> None:
     configure_logging()
-    raise typer.Exit(Supervisor(children, SystemClock(), EventLog(f"infomae.{name}")).run())
+    log = EventLog(f"infomae.{name}")
+    raise typer.Exit(Supervisor(children, SystemClock(), log, spare=spare, notifying=notifying, reload=reload).run())

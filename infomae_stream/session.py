@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -176,21 +177,30 @@ class MqttSession:
                 self._lock.wait(0.05)
         self._stop.set()
         self._wake()
-        if self._thread.is_alive():
+        if self._thread.ident is None:  # never started
+            self._close_wake()
+        else:
             self._thread.join(patience_s)
-        if not self._thread.is_alive():
-            self._wake_read.close()
-            self._wake_write.close()
 
     def _wake(self) -> None:
-        try:
+        # Locked, so that it does not write to what has the number of a socket that was just closed.
+        with self._lock, suppress(OSError):  # full: it will wake anyway; or closed
             self._wake_write.send(b"x")
-        except OSError:  # full: it will wake anyway; or closed
-            return
+
+    def _close_wake(self) -> None:
+        with self._lock:
+            self._wake_read.close()
+            self._wake_write.close()
 
     # -- the session's thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._connect_again_and_again()
+        finally:
+            self._close_wake()  # here, because `close` does not wait for a connect that hangs
+
+    def _connect_again_and_again(self) -> None:
         backoff_s = FIRST_BACKOFF_S
         while not self._stop.is_set():
             try:

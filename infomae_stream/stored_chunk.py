@@ -97,7 +97,9 @@ class _Layout:
     they mean the same, and only numbers, samples and checksum are left to read. For chunks without times.
     """
 
-    __slots__ = ("_constants", "_length", "_like", "_negative", "_samples", "_slots", "_tail", "_unpack")
+    __slots__ = (
+        "_constants", "_duration_ns", "_length", "_like", "_negative", "_samples", "_slots", "_tail", "_unpack",
+    )  # fmt: skip
 
     def __init__(self, payload: bytes, head: re.Match[bytes], like: StoredChunk, size: int) -> None:
         # Numbers of one byte count as constant bytes: most are zeros for ever.
@@ -118,6 +120,7 @@ class _Layout:
         self._tail = payload[self._samples.stop : -4]
         self._length = len(payload)
         self._like = like
+        self._duration_ns = like.end_ns - like.start_ns
 
     def read(self, payload: bytes) -> StoredChunk | None:
         """None when this is not such a message, or a wrong one."""
@@ -128,17 +131,14 @@ class _Layout:
             return None
         like = self._like
         numbers: Sequence[int] = values[1::2]
+        if numbers and max(numbers) >= _MAX_INT - 1:  # one more below zero: `decode_chunk` knows
+            return None
         if self._slots is not None:
             numbers = self._placed(numbers)
         seq, start_ns, accepted_ns, offset_ns, uncertainty_ns, monotonic_ns = numbers
         samples = memoryview(payload)[self._samples]
         crc32 = zlib.crc32(samples)
-        if (
-            max(numbers) >= _MAX_INT
-            or min(numbers) <= -_MAX_INT
-            or payload[self._samples.stop : -4] != self._tail
-            or crc32 != int.from_bytes(payload[-4:], "big")
-        ):
+        if not payload.endswith(self._tail + crc32.to_bytes(4, "big")):
             return None
         source, _, _, synchronised, boot_id, _ = like.clock
         return StoredChunk(
@@ -146,7 +146,7 @@ class _Layout:
             like.epoch,
             seq,
             start_ns,
-            start_ns + like.end_ns - like.start_ns,
+            start_ns + self._duration_ns,
             accepted_ns,
             (source, offset_ns, uncertainty_ns, synchronised, boot_id, monotonic_ns),
             like.dtype,

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 
 from infomae_stream import __version__
 
+RESTARTS: Final = "INFOMAE_RESTARTS"  # the supervisor tells a child so how often it has been started again
 _NODE: Final = ("site", "node")
 _STREAM: Final = ("site", "node", "stream")
 _LAG_BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -31,6 +32,8 @@ METRICS: Final[dict[str, tuple[str, str, tuple[str, ...], tuple[float, ...]]]] =
     "infomae_stream_rate_error_ratio": ("gauge", "Measured over declared rate, minus 1.", _STREAM, ()),
     "infomae_stream_clipped_samples_total": ("counter", "Samples at the end of the sensor's range.", _STREAM, ()),
     "infomae_stream_flatline_seconds_total": ("counter", "Time in which a channel did not move at all.", _STREAM, ()),
+    "infomae_stream_alive": ("gauge", "1 while samples come.", _STREAM, ()),
+    "infomae_sources_missing": ("gauge", "Configured sources that are not there.", _NODE, ()),
     "infomae_source_refused_total": (
         "counter",
         "Datagrams, rows, messages or samples that a source did not take, by reason.",
@@ -46,6 +49,9 @@ METRICS: Final[dict[str, tuple[str, str, tuple[str, ...], tuple[float, ...]]]] =
     "infomae_clock_offset_seconds": ("gauge", "Offset of the node's clock as its time source tells.", _NODE, ()),
     "infomae_clock_uncertainty_seconds": ("gauge", "Uncertainty of the node's clock.", _NODE, ()),
     "infomae_clock_synchronized": ("gauge", "1 when the time source says so.", _NODE, ()),
+    "infomae_clock_source_answers": ("gauge", "1 while the configured time source does, 0: the kernel.", _NODE, ()),
+    "infomae_outbox_writable": ("gauge", "0 while the outbox takes nothing: disk full, broken or locked.", _NODE, ()),
+    "infomae_outbox_failures_total": ("counter", "Steps that the outbox's disk or a lock failed.", _NODE, ()),
     "infomae_outbox_bytes": ("gauge", "Bytes in the outbox that wait for their ack.", _NODE, ()),
     "infomae_outbox_oldest_seconds": ("gauge", "Age of the oldest record without ack.", _NODE, ()),
     "infomae_mqtt_connected": ("gauge", "1 while connected to the broker.", _NODE, ()),
@@ -62,7 +68,19 @@ METRICS: Final[dict[str, tuple[str, str, tuple[str, ...], tuple[float, ...]]]] =
     ),
     "infomae_inference_realtime_factor": ("gauge", "Compute time a second of data (1 = cannot keep up).", (), ()),
     "infomae_windows_dropped_total": ("counter", "Windows not looked at, by reason.", (*_NODE, "reason"), ()),
+    "infomae_fusion_node_up": ("gauge", "1 while a node that another one fuses sends chunks.", _NODE, ()),
+    "infomae_windows_suppressed_total": (
+        "counter",
+        "Windows that showed a class and came to no event: brief, cool_down.",
+        (*_NODE, "reason"),
+        (),
+    ),
     "infomae_bundle_info": ("gauge", "1 for the bundle that serves.", ("version", "sha256"), ()),
+    "infomae_bundle_precision": ("gauge", "1 for the graphs that serve, fp32 or int8.", ("kind",), ()),
+    "infomae_bundle_missing_loss": ("gauge", "Macro-F1 lost without this modality, at release.", ("kind",), ()),
+    "infomae_int8_refused_total": ("counter", "Bundles whose int8 graphs are not trusted here.", ("reason",), ()),
+    "infomae_modality_present": ("gauge", "1 when it took part in the newest window.", (*_NODE, "kind"), ()),
+    "infomae_bundle_healthy": ("gauge", "1 while one serves that would again after a restart.", (), ()),
     "infomae_bundle_rollbacks_total": ("counter", "Bundles refused or reverted, by reason.", ("reason",), ()),
     # hub
     "infomae_ingest_chunks_total": ("counter", "Records received, by outcome.", ("outcome",), ()),
@@ -94,6 +112,7 @@ METRICS: Final[dict[str, tuple[str, str, tuple[str, ...], tuple[float, ...]]]] =
     "infomae_config_last_reload_successful": ("gauge", "1 when the configuration in use is the one on disk.", (), ()),
     "infomae_certificate_expiry_timestamp_seconds": ("gauge", "When a TLS certificate ends.", ("node",), ()),
     "infomae_disk_free_bytes": ("gauge", "Free space where the state lives.", (), ()),
+    "infomae_process_restarts_total": ("counter", "Starts of this process after the first.", (), ()),
     "infomae_process_resident_bytes": ("gauge", "Memory of this process.", (), ()),
 }
 
@@ -107,6 +126,7 @@ class Telemetry:
         self.gauge("infomae_build_info").labels(version=__version__).set(1)
         self.gauge("infomae_config_last_reload_successful").set(1)
         self.gauge("infomae_process_resident_bytes").set_function(resident_bytes)
+        self.counter("infomae_process_restarts_total").inc(int(os.environ.get(RESTARTS, "0")))
 
     def counter(self, name: str) -> Counter:
         made = self._get(name)
@@ -122,6 +142,12 @@ class Telemetry:
         made = self._get(name)
         assert isinstance(made, Histogram)
         return made
+
+    def forget(self, **labels: str) -> None:
+        """Drop every series that has these labels: what they name is gone, and its last words would stay for ever."""
+        for metric in self._made.values():
+            if set(labels) <= set(metric._labelnames):
+                metric.remove_by_labels(labels)
 
     def serve(self, host: str, port: int) -> int:
         """Serve /metrics on a thread of its own; return the port (the one chosen when `port` is 0)."""

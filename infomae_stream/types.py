@@ -260,8 +260,38 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """How the windows of a detection came to one event.
+
+    windows: how many showed it. peak_score: the label's highest score among them.
+    part: 1 for the first record of an event; one that outlasts the longest length goes on in parts 2, 3 ..., each of
+    which begins where the last one ended. ongoing: another part may follow.
+    missing: modalities of the bundle that at least one of the windows did without.
+    attribution: at the peak, by how much the score falls when one modality is left out; {} when only one took part.
+    on, off: the thresholds that the label's score had to reach, to begin and to go on.
+    """
+
+    windows: int
+    peak_score: float
+    part: int
+    ongoing: bool
+    missing: tuple[str, ...]
+    attribution: dict[str, float] = field(hash=False)
+    on: float
+    off: float
+
+    def __post_init__(self) -> None:
+        if self.windows < 1 or self.part < 1 or not all(0 <= s <= 1 for s in (self.peak_score, self.on, self.off)):
+            raise DataError("an event has windows and parts from 1 on, and scores and thresholds from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
 class Detection:
-    """What a node saw, when, and by which model. `scores` has one entry a class and sums to 1."""
+    """What a node saw, when, and by which model. `scores` has one entry a class and sums to 1.
+
+    With an `event` the scores are means over its windows, and `modalities` took part in at least one of them. Without
+    one the detection is of a single window: so wrote the versions before events.
+    """
 
     site: str
     node: str
@@ -274,6 +304,7 @@ class Detection:
     modalities: tuple[str, ...]
     bundle_version: int
     bundle_sha256: str
+    event: Event | None = None
 
     @property
     def score(self) -> float:

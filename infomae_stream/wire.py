@@ -10,7 +10,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeVar
 
 import cbor2
@@ -23,6 +23,7 @@ from infomae_stream.types import (
     Chunk,
     ClockQuality,
     Detection,
+    Event,
     Gap,
     StreamId,
     StreamSpec,
@@ -127,8 +128,10 @@ def decode_gap(payload: bytes) -> Gap:
 
 
 def encode_detection(detection: Detection) -> bytes:
-    d = {name: getattr(detection, name) for name in Detection.__dataclass_fields__}
-    return json.dumps({"v": VERSION, **d}).encode()
+    d = {name: getattr(detection, name) for name in Detection.__dataclass_fields__ if name != "event"}
+    # Left out where there is none, so that a record of an older node keeps its bytes, and with them its checksum.
+    event = {} if detection.event is None else {"event": asdict(detection.event)}
+    return json.dumps({"v": VERSION, **d, **event}).encode()
 
 
 def decode_detection(payload: bytes) -> Detection:
@@ -151,9 +154,25 @@ def decode_detection(payload: bytes) -> Detection:
             modalities=tuple(_text(name) for name in listed(m["modalities"])),
             bundle_version=_integer(m["bundle_version"]),
             bundle_sha256=_text(m["bundle_sha256"]),
+            event=None if m.get("event") is None else _event(m["event"]),
         )
 
     return _checked(build, "detection")
+
+
+def _event(m: dict[str, Any]) -> Event:
+    if type(m["ongoing"]) is not bool:
+        raise DataError("ongoing is true or false")
+    return Event(
+        windows=_count(m["windows"]),
+        peak_score=number(m["peak_score"]),
+        part=_count(m["part"]),
+        ongoing=m["ongoing"],
+        missing=tuple(_text(name) for name in listed(m["missing"])),
+        attribution={_text(name): number(change) for name, change in m["attribution"].items()},
+        on=number(m["on"]),
+        off=number(m["off"]),
+    )
 
 
 @dataclass(frozen=True, slots=True)
