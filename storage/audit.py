@@ -144,7 +144,7 @@ def _live(lake: Lake, table: str, found: Audit) -> list[Path]:
 
 def _look_into(path: Path, table: str, found: Audit, seqs: dict[OutboxKey, SeqRanges], checksums: bool) -> None:
     found.files += 1
-    want = set(TABLES[table].file_schema.names)
+    want = set(TABLES[table].file_schema.names) - set(TABLES[table].added)
     try:
         with pq.ParquetFile(path) as file:
             missing = want - set(file.schema_arrow.names)

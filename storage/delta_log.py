@@ -62,6 +62,31 @@ class DeltaLog:
         protocol = {"minReaderVersion": 1, "minWriterVersion": 2}
         self.try_commit(0, [{"protocol": protocol}, {"metaData": metadata}], now_ns)
 
+    def widen(self, layout: TableLayout, now_ns: int) -> None:
+        """Give a table of an older version the columns of `layout.added`; the files it has stay as they are.
+
+        When two do it at once, one wins and both go on. Raises OSError.
+        """
+        while layout.added:
+            try:
+                table = DeltaTable(self.table)
+            except DeltaError:  # a damaged log: whoever reads it says so
+                return
+            missing = set(layout.added) - {field.name for field in table.schema().fields}
+            if not missing:
+                return
+            old = table.metadata()
+            metadata = {
+                "id": str(old.id),
+                "format": {"provider": "parquet", "options": {}},
+                "schemaString": Schema.from_arrow(layout.schema).to_json(),
+                "partitionColumns": list(old.partition_columns),
+                "configuration": dict(old.configuration),
+                "createdTime": old.created_time,
+            }
+            if self.try_commit(table.version() + 1, [{"metaData": metadata}], now_ns, operation="ADD COLUMNS"):
+                _log.info("columns_added", table=str(self.table), columns=sorted(missing))
+
     def version(self) -> int:
         """The newest version; -1 when the table does not exist."""
         if self._version < 0:

@@ -66,9 +66,12 @@ def register_files(
     hive = "true, hive_types = {'day': DATE, 'kind': VARCHAR}" if layout.partition_by else "false"
     listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
     numbers = ", filename = true, file_row_number = true" if numbered else ""
-    db.execute(
-        f"CREATE VIEW {view or table} AS SELECT * FROM read_parquet([{listed}], hive_partitioning = {hive}{numbers})"
-    )
+    union = ", union_by_name = true" if layout.added else ""
+    read = f"SELECT * FROM read_parquet([{listed}], hive_partitioning = {hive}{union}{numbers})"
+    if layout.added:  # which none of the files may have
+        db.register(f"columns_of_{table}", layout.schema.empty_table())
+        read += f" UNION ALL BY NAME SELECT * FROM columns_of_{table}"
+    db.execute(f"CREATE VIEW {view or table} AS {read}")
 
 
 def fetch(db: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any]) -> Iterator[dict[str, Any]]:

@@ -34,6 +34,11 @@ class SeqRanges:
         """How many ranges there are."""
         return len(self._firsts)
 
+    def is_empty_within(self, first: int, last: int) -> bool:
+        """Whether none of first..last (inclusive) is there."""
+        i = bisect_right(self._firsts, last) - 1
+        return i < 0 or self._lasts[i] < first
+
     def add(self, first: int, last: int) -> None:
         """Add first..last (inclusive)."""
         lo = bisect_right(self._firsts, first)
@@ -58,6 +63,11 @@ class IdentityIndex:
         *key, seq = identity
         ranges = self._outboxes.get((key[0], key[1], key[2]))
         return ranges is not None and seq in ranges
+
+    def knows_none(self, key: OutboxKey, first: int, last: int) -> bool:
+        """Whether of first..last (inclusive) of an outbox none is known, which one look tells for a whole run."""
+        ranges = self._outboxes.get(key)
+        return ranges is None or ranges.is_empty_within(first, last)
 
     def add(self, key: OutboxKey, first: int, last: int) -> None:
         self._outboxes.setdefault(key, SeqRanges()).add(first, last)

@@ -61,6 +61,7 @@ class Lake:
             for name, log in self._logs.items():
                 log.create(TABLES[name], self._clock.now_ns())
                 log.drop_torn_checkpoint()
+                log.widen(TABLES[name], self._clock.now_ns())
         except OSError as e:
             raise LakeError(f"cannot make the tables: {e.strerror}", where=str(self.path)) from e
 
@@ -226,35 +227,44 @@ class Lake:
 
         The index is exact at `version`, because a commit needs it so.
         """
-        taken: list[Identity] = []
+        taken: dict[OutboxKey, list[int]] = {}
         left: list[Chunk | StoredChunk | Gap | Detection] = []
 
         def rows(_: int) -> pa.Table:
             taken.clear()
             left.clear()
             new = []
-            for record in records:
-                key = outbox_key(record)
-                if (*key, record.seq) not in self._index and (key, record.seq) not in seen:
-                    seen.add((key, record.seq))
-                    taken.append((key, record.seq))
-                    new.append(record)
-                else:
-                    left.append(record)
-            seen.clear()
+            for key, run in by_outbox.items():
+                fresh, again = self._known_apart(key, run)
+                taken[key] = [record.seq for record in fresh]
+                new += fresh
+                left.extend(again)
             return build(new) if new else TABLES[name].schema.empty_table()
 
-        seen: set[Identity] = set()
+        by_outbox: dict[OutboxKey, list[Any]] = {}
+        for record in records:
+            by_outbox.setdefault(outbox_key(record), []).append(record)
         self._refresh_index()
         written = self.append(name, rows)
         known += left
-        seqs_of: dict[OutboxKey, list[int]] = {}
-        for key, seq in taken:
-            seqs_of.setdefault(key, []).append(seq)
-        for key, seqs in seqs_of.items():
+        for key, seqs in taken.items():
             for first, last in seq_ranges(seqs):
                 self._index.add(key, first, last)
         return written
+
+    def _known_apart(self, key: OutboxKey, run: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Records of one outbox: those whose identity is new, and those that are known or come twice."""
+        seqs = {record.seq for record in run}
+        if len(seqs) == len(run) and self._index.knows_none(key, min(seqs), max(seqs)):
+            return run, []
+        fresh: dict[int, Any] = {}
+        again = []
+        for record in run:
+            if record.seq in fresh or (*key, record.seq) in self._index:
+                again.append(record)
+            else:
+                fresh[record.seq] = record
+        return list(fresh.values()), again
 
     def _after_commit(self, name: str, version: int) -> None:
         if name in self._indexed_to:

@@ -114,12 +114,14 @@ class _Input:
         rows = np.arange(table.num_rows)
         return table.append_column(_FILE, pa.array(np.full(len(rows), number))).append_column(_ROW, pa.array(rows))
 
-    def rows(self, first: int, last: int, schema: pa.Schema) -> tuple[int, pa.Table]:
+    def rows(self, first: int, last: int, layout: TableLayout) -> tuple[int, pa.Table]:
         """A piece of the file that holds the rows first..last, and the number of its first row."""
         low, high = (int(i) for i in np.searchsorted(self._ends, [first, last], side="right"))
         wanted = range(low, high + 1)
         self._groups = {
-            i: self._groups[i] if i in self._groups else self._file.read_row_group(i, use_threads=False).cast(schema)
+            i: self._groups[i]
+            if i in self._groups
+            else layout.of_today(self._file.read_row_group(i, use_threads=False))
             for i in wanted
         }
         start = int(self._ends[low - 1]) if low else 0
@@ -134,7 +136,7 @@ def _gather(inputs: Sequence[_Input], keys: pa.Table, layout: TableLayout) -> pa
     pieces, offset = [], 0
     for i in np.unique(number):
         mine = number == i
-        first, piece = inputs[i].rows(int(row[mine].min()), int(row[mine].max()), layout.file_schema)
+        first, piece = inputs[i].rows(int(row[mine].min()), int(row[mine].max()), layout)
         at[mine] = row[mine] - first + offset
         offset += piece.num_rows
         pieces.append(piece)

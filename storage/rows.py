@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from infomae_stream.errors import DataError, LakeError
 from infomae_stream.stored_chunk import StoredChunk, stored_chunk
-from infomae_stream.types import Chunk, ClockQuality, Detection, Gap, Pair, StreamId, StreamSpec, check_id
+from infomae_stream.types import Chunk, ClockQuality, Detection, Event, Gap, Pair, StreamId, StreamSpec, check_id
 from infomae_stream.wire import chunk_crc32, encode_detection, encode_gap
 from storage.chunk_columns import chunk_table
 from storage.schemas import TABLES
@@ -77,7 +77,10 @@ def record_crc32(record: Chunk | StoredChunk | Gap | Detection) -> int:
         return record.crc32
     if isinstance(record, Chunk):
         return chunk_crc32(record)
-    return zlib.crc32(encode_gap(record) if isinstance(record, Gap) else encode_detection(record))
+    if isinstance(record, Gap):
+        return zlib.crc32(encode_gap(record))
+    # Without its event: a hub of the version before stored it without, and may be sent it again after its update.
+    return zlib.crc32(encode_detection(replace(record, event=None)))
 
 
 def pair_content(pair: Pair) -> dict[str, Any]:
@@ -140,8 +143,9 @@ def gap_from(row: Mapping[str, Any]) -> Gap:
 
 
 def detection_from(row: Mapping[str, Any]) -> Detection:
-    plain = {n: row[n] for n in Detection.__dataclass_fields__ if n not in ("scores", "modalities")}
-    return Detection(**plain, scores=json.loads(row["scores"]), modalities=tuple(row["modalities"]))
+    plain = {n: row[n] for n in Detection.__dataclass_fields__ if n not in ("scores", "modalities", "event")}
+    event = None if row.get("windows") is None else _event_from(row)
+    return Detection(**plain, scores=json.loads(row["scores"]), modalities=tuple(row["modalities"]), event=event)
 
 
 def pair_from(row: Mapping[str, Any]) -> Pair:
@@ -167,9 +171,22 @@ def _gap_row(gap: Gap, received_ns: int) -> dict[str, Any]:
 
 
 def _detection_row(detection: Detection, received_ns: int) -> dict[str, Any]:
-    row = {n: getattr(detection, n) for n in Detection.__dataclass_fields__}
+    row = {n: getattr(detection, n) for n in Detection.__dataclass_fields__ if n != "event"}
     row |= {"scores": json.dumps(detection.scores), "modalities": list(detection.modalities)}
-    return row | {"crc32": record_crc32(detection), "received_ns": received_ns}
+    row |= {"crc32": record_crc32(detection), "received_ns": received_ns}
+    return row if detection.event is None else row | _event_columns(detection.event)
+
+
+def _event_columns(event: Event) -> dict[str, Any]:
+    plain = {n: getattr(event, n) for n in ("windows", "peak_score", "part", "ongoing")}
+    texts = {"missing": list(event.missing), "attribution": json.dumps(event.attribution)}
+    return {**plain, **texts, "threshold_on": event.on, "threshold_off": event.off}
+
+
+def _event_from(row: Mapping[str, Any]) -> Event:
+    plain = {n: row[n] for n in ("windows", "peak_score", "part", "ongoing")}
+    texts = {"missing": tuple(row["missing"]), "attribution": json.loads(row["attribution"])}
+    return Event(**plain, **texts, on=row["threshold_on"], off=row["threshold_off"])
 
 
 def _stream_columns(stream: StreamId) -> dict[str, str]:

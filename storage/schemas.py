@@ -58,6 +58,19 @@ GAPS: Final = pa.schema(
     ]
 )
 
+# Of an event (types.Event); null for a detection of one window, as versions before events wrote them.
+# `attribution` is a JSON object: modality -> fall of the score.
+_EVENT: Final = [
+    ("windows", pa.int64()),
+    ("peak_score", pa.float64()),
+    ("part", pa.int64()),
+    ("ongoing", pa.bool_()),
+    ("missing", pa.list_(pa.string())),
+    ("attribution", pa.string()),
+    ("threshold_on", pa.float64()),
+    ("threshold_off", pa.float64()),
+]
+
 # `scores` is a JSON object: class -> probability.
 DETECTIONS: Final = pa.schema(
     [
@@ -72,6 +85,7 @@ DETECTIONS: Final = pa.schema(
         ("bundle_version", pa.int64()),
         ("bundle_sha256", pa.string()),
         ("received_ns", pa.int64()),
+        *_EVENT,
     ]
 )
 
@@ -126,18 +140,29 @@ RETIRED: Final = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
-    """`sort_by`: order of rows in a segment. `stats`: columns whose least and greatest value the log tells."""
+    """`sort_by`: order of rows in a segment. `stats`: columns whose least and greatest value the log tells.
+
+    `added`: nullable columns that tables and files of older versions do not have.
+    """
 
     schema: pa.Schema
     partition_by: tuple[str, ...]
     sort_by: tuple[str, ...]
     stats: tuple[str, ...]
     row_group_rows: int = 128
+    added: tuple[str, ...] = ()
 
     @property
     def file_schema(self) -> pa.Schema:
         """Columns that stand in the Parquet files."""
         return pa.schema([field for field in self.schema if field.name not in self.partition_by])
+
+    def of_today(self, rows: pa.Table) -> pa.Table:
+        """`rows` of a file with the columns of `file_schema`: null where the file is older than a column."""
+        for name in self.added:
+            if name not in rows.column_names:
+                rows = rows.append_column(name, pa.nulls(rows.num_rows, self.schema.field(name).type))
+        return rows.select(self.file_schema.names).cast(self.file_schema)
 
     def parquet_options(self) -> dict[str, Any]:
         """How every writer of this table encodes its files (`pyarrow.parquet.ParquetWriter`)."""
@@ -161,6 +186,7 @@ TABLES: Final[dict[str, TableLayout]] = {
         ("site", "node", "start_ns", "seq"),
         ("site", "node", "epoch", "seq", "start_ns", "end_ns"),
         1024,
+        tuple(name for name, _ in _EVENT),
     ),
     "pairs": TableLayout(PAIRS, (), ("site", "start_ns"), ("site", "start_ns"), 4096),
     "labels": TableLayout(LABELS, (), ("site", "node", "start_ns"), ("site", "node", "start_ns"), 4096),
