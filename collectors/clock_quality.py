@@ -13,7 +13,8 @@ from infomae_stream.clock import NS_PER_S, Clock
 from infomae_stream.node_config import ClockSettings
 from infomae_stream.types import ClockQuality
 
-ASK_EVERY_S: Final = 10.0
+ASK_EVERY_S: Final = 5.0
+STEP_NS: Final = 50_000_000  # wall and monotonic time part by more: somebody has set the clock
 ASK_GPSD_EVERY_S: Final = 1.0  # it pushes its reports: looking costs a read
 CHRONYC: Final = ("chronyc", "-c", "tracking")
 # Nothing is known: say so in numbers that no matcher takes.
@@ -24,10 +25,14 @@ _TIME_ERROR: Final = 5
 
 
 class ClockReader:
-    """`read` gives the quality now; the time source behind it is asked every few seconds at most."""
+    """`read` gives the quality now; the time source behind it is asked every few seconds, and after a clock step.
+
+    wanted: the configured source. answers: whether it gave the newest quality, and not the kernel in its place.
+    """
 
     def __init__(self, settings: ClockSettings, clock: Clock) -> None:
         self._clock = clock
+        self.wanted, self.answers = settings.source, True
         self._ask: Callable[[], ClockQuality] = {
             "system": ask_kernel,
             "chrony": ask_chrony,
@@ -37,13 +42,19 @@ class ClockReader:
         self._every_ns = round((ASK_GPSD_EVERY_S if settings.source == "gpsd" else ASK_EVERY_S) * NS_PER_S)
         self._gpsd = Gpsd(clock, port=settings.gpsd_port)
         self._asked_ns: int | None = None
+        self._parted_ns = 0  # wall minus monotonic time when it was asked
         self._quality = ClockQuality("unknown", 0, UNKNOWN_NS)
 
     def read(self) -> ClockQuality:
         now_ns = self._clock.monotonic_ns()
-        if self._asked_ns is None or now_ns - self._asked_ns > self._every_ns:
-            self._asked_ns = now_ns
+        parted_ns = self._clock.now_ns() - now_ns
+        # What the source said of the clock holds no longer once that has been set.
+        stepped = abs(parted_ns - self._parted_ns) > STEP_NS
+        if self._asked_ns is None or stepped or now_ns - self._asked_ns > self._every_ns:
+            self._asked_ns, self._parted_ns = now_ns, parted_ns
             self._quality = self._ask()
+            # chrony and gpsd sign what they say; the kernel is asked where they do not answer.
+            self.answers = self.wanted not in ("chrony", "gpsd") or self._quality.source.startswith(self.wanted)
         return self._quality
 
     def close(self) -> None:

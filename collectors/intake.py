@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ _RATE_MEMORY = 0.05
 class _Stream:
     spec: StreamSpec
     chunker: Chunker
+    source: Source
+    taken: int = 0  # samples that came, whatever becomes of them
     refused_told: int = 0
     rate_error: float = 0.0
 
@@ -60,15 +62,11 @@ class Intake:
         self._ledger = GapLedger()
         self._put: list[tuple[StreamSpec, int, int, int]] = []  # what the next commit holds: spec, start, end, samples
         self._gaps_buffered = False
-        self._full = False
+        self.full = False  # of the last commit
         self._shed_bytes = 0
         self._streams: dict[str, _Stream] = {}
         for source in self._sources:
-            for spec in source.specs():
-                if spec.id.stream in self._streams:
-                    raise SourceError("two sources give this stream", where=str(spec.id), fix="set the option stream")
-                position = read_position(outbox, spec.id.stream)
-                self._streams[spec.id.stream] = _Stream(spec, Chunker(spec, position=position))
+            self._meet(source)
 
     @property
     def finished(self) -> bool:
@@ -79,13 +77,34 @@ class Intake:
     def specs(self) -> list[StreamSpec]:
         return [stream.spec for stream in self._streams.values()]
 
+    @property
+    def sources(self) -> Sequence[Source]:
+        """Those that have not ended."""
+        return self._sources
+
+    @property
+    def taken(self) -> Mapping[str, int]:
+        """Samples that came so far, by stream, of the sources that have not ended."""
+        return {name: s.taken for name, s in self._streams.items() if s.source in self._sources}
+
+    @property
+    def samples_taken(self) -> int:
+        """Samples that came so far, of all."""
+        return sum(stream.taken for stream in self._streams.values())
+
+    @property
+    def rates_hz(self) -> Mapping[str, float]:
+        return {name: stream.spec.rate_hz for name, stream in self._streams.items()}
+
     def poll(self) -> None:
         """Take what the sources have, unless a commit's worth waits already. A source that fails is closed."""
         for source in list(self._sources):
             if self._outbox.buffered_bytes >= COMMIT_BYTES:
                 return
             try:
-                for reading in source.poll(0.0):
+                readings = source.poll(0.0)
+                self._meet(source)
+                for reading in readings:
                     self._take(reading)
             except SourceClosed:
                 self._end(source)
@@ -107,7 +126,7 @@ class Intake:
             return []
         try:
             # A gap is told when there is room for what follows it, not for the gap alone.
-            self._outbox.make_room(0 if self._put or not self._full else self._shed_bytes)
+            self._outbox.make_room(0 if self._put or not self.full else self._shed_bytes)
             if not self._gaps_buffered:
                 for span in spans:
                     self._outbox.put_gap(span.stream, span.start_ns, span.end_ns, span.reason, span.n_samples)
@@ -119,21 +138,36 @@ class Intake:
         self._gaps_buffered = False
         self._ledger.clear()
         self._put.clear()
-        if self._full:
-            self._full, self._shed_bytes = False, 0
+        if self.full:
+            self.full, self._shed_bytes = False, 0
             self._log.info("outbox_has_room", **self._labels)
         return accepted
 
-    def close(self) -> list[Accepted]:
-        """Commit what is in the making, then let go of the sources."""
+    def settle(self) -> list[Accepted]:
+        """Commit also what is in the making. Raises OutboxError: it stays for the next commit."""
+        for stream in self._streams.values():
+            self._store(stream, stream.chunker.flush())
+        return self.commit()
+
+    def close(self, keep: Collection[Source] = ()) -> list[Accepted]:
+        """Settle, then let go of the sources but for those to keep."""
         try:
-            for stream in self._streams.values():
-                self._store(stream, stream.chunker.flush())
-            accepted = self.commit()
+            accepted = self.settle()
             return accepted + self._tell_last_gaps()
         finally:
             for source in self._sources:
-                source.close()
+                if source not in keep:
+                    source.close()
+
+    def _meet(self, source: Source) -> None:
+        """Make room for its streams, of which a sensor that was not there tells later. Raises SourceError."""
+        for spec in source.specs():
+            known = self._streams.get(spec.id.stream)
+            if known is None:
+                chunker = Chunker(spec, position=read_position(self._outbox, spec.id.stream))
+                self._streams[spec.id.stream] = _Stream(spec, chunker, source)
+            elif known.source is not source:
+                raise SourceError("two sources give this stream", where=str(spec.id), fix="set the option stream")
 
     def _tell_last_gaps(self) -> list[Accepted]:
         """There is no later commit to wait for: gap records alone may use the reserve."""
@@ -152,6 +186,7 @@ class Intake:
 
     def _take(self, reading: Reading) -> None:
         stream = self._streams[reading.stream]
+        stream.taken += reading.samples_CN.shape[1]
         clipped = count_clipped(reading.samples_CN, reading.full_scale)
         if clipped:
             labels = {**self._labels, "stream": reading.stream}
@@ -218,14 +253,14 @@ class Intake:
         dropped: Any = self._telemetry.counter("infomae_chunks_dropped_total")
         dropped.labels(**self._labels, reason="outbox_full").inc(len(self._put))
         self._put.clear()
-        if not self._full:
-            self._full = True
+        if not self.full:
+            self.full = True
             self._log.warning("outbox_full", **self._labels, reason=str(error))
 
     def _end(self, source: Source) -> None:
         """The source has nothing more to give: what it left in the chunkers is complete."""
-        for spec in source.specs():
-            stream = self._streams[spec.id.stream]
-            self._store(stream, stream.chunker.flush())
+        for stream in self._streams.values():
+            if stream.source is source:
+                self._store(stream, stream.chunker.flush())
         source.close()
         self._sources.remove(source)

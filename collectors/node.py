@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
 from collectors.clock_quality import ClockReader
+from collectors.health import NodeHealth, missing_sources
+from collectors.home_assistant import HomeAssistant
 from collectors.intake import Intake
 from collectors.shedding_report import SheddingReport
+from collectors.sources import Source
 from collectors.truth_log import TruthLog
 from collectors.uplink import Uplink
 from infomae_stream import __version__
-from infomae_stream.certificate_expiry import measure_broker_certificate, watch_own_certificate
+from infomae_stream.certificate_expiry import watch_own_certificate
 from infomae_stream.clock import NS_PER_S, Clock
 from infomae_stream.errors import ConnectionFailed, OutboxError, WireError
 from infomae_stream.failpoints import reached
 from infomae_stream.node_config import NodeConfig, NodeSettings
-from infomae_stream.outbox import Outbox
+from infomae_stream.outbox import Accepted, Outbox
 from infomae_stream.session import Message, MqttSession
 from infomae_stream.telemetry import EventLog, Telemetry
 from infomae_stream.topics import node_topic, parse_topic
@@ -53,7 +56,8 @@ class Node:
         settings: NodeSettings,
         outbox: Outbox,
         session: MqttSession,
-        make_intake: Callable[[Outbox], Intake],
+        make_intake: Callable[[], Intake],
+        clock_reader: ClockReader,
         clock: Clock,
         telemetry: Telemetry,
         log: EventLog,
@@ -68,9 +72,11 @@ class Node:
         if self._truth:
             outbox.on_shed = self._truth.shed
         self._shedding = SheddingReport(clock, telemetry, log, **self._labels)
-        self._clock_reader = ClockReader(settings.clock, clock)
-        self._intake = make_intake(outbox)
-        self._session = session
+        self._clock_reader = clock_reader
+        self._intake = make_intake()
+        self.session = self._session = session
+        self._health = NodeHealth(clock, telemetry, log, session, clock_reader, **self._labels)
+        self._home_assistant = HomeAssistant(config.home_assistant, outbox, **self._labels)
         self._uplink = Uplink(
             outbox,
             clock,
@@ -83,28 +89,31 @@ class Node:
         watch_own_certificate(telemetry, config.mqtt.for_node(self.name), config.base_dir, self.name)
         self._next_commit_ns = clock.monotonic_ns()
         self._next_purge_ns = clock.monotonic_ns()
-        self._announced = self._met = -1  # the connection that was announced to, and the one the uplink knows of
-        self._observed: bytes | None = None
-        self._told = {"reconnects": 0, "resent": 0}
+        self._met = -1  # the connection that the uplink knows of
+        self._announced: tuple[object, ...] = ()
+        self._said: dict[str, bytes] = {}  # what stands retained on this connection, by leaf
 
     def step(self) -> None:
         """Take samples, commit when it is time, read the hub's words, publish what may go."""
-        self._intake.poll()
         now_ns = self._clock.monotonic_ns()
         due = now_ns >= self._next_commit_ns
+        if due:
+            self._next_commit_ns = max(
+                self._next_commit_ns + round(self._config.outbox.commit_interval_s * NS_PER_S), now_ns
+            )
         try:
+            self._intake.poll()
             if due or self._intake.commit_is_due:
                 self._commit()
             self._listen()
             self._publish()
             if due:
-                self._next_commit_ns = max(
-                    self._next_commit_ns + round(self._config.outbox.commit_interval_s * NS_PER_S), now_ns
-                )
                 self._tick(now_ns)
         except OutboxError as e:
             # A lock, a full or a failing disk: the sensors go on, and the next step tries again.
-            self._log.error("outbox_failed", **self._labels, reason=str(e))
+            self._health.outbox_failed(e)
+        if due:
+            self._health.measure(self._intake, self._outbox, self._uplink.resent)
 
     @property
     def finished(self) -> bool:
@@ -114,11 +123,32 @@ class Node:
     def drained(self) -> bool:
         return self._outbox.unacked_bytes() == 0
 
-    def close(self) -> None:
-        """Commit what is in the making, say good-bye, close the files."""
+    @property
+    def sources(self) -> Sequence[Source]:
+        return self._intake.sources
+
+    @property
+    def samples_taken(self) -> int:
+        return self._intake.samples_taken
+
+    def summary(self) -> tuple[int, int, int, bool]:
+        """Streams, those alive, sources that are missing, and whether the broker is there."""
+        missing = len(missing_sources(self._intake))
+        return self._health.streams, self._health.alive, missing, self._session.connected
+
+    def settle(self) -> None:
+        """Commit all there is, also what is in the making. Raises OutboxError: then it waits for the next commit."""
+        self._take_in(self._intake.settle())
+
+    def withdraw(self) -> None:
+        """This node is no more: a last word to Home Assistant."""
+        self._home_assistant.withdraw(self._session)
+
+    def close(self, keep: Collection[Source] = (), *, keep_session: bool = False) -> None:
+        """Commit what is in the making, say good-bye, close the files; what is kept stays open, for another node."""
         try:
             self._listen()  # acks that are here already need not come again
-            accepted = self._intake.close()
+            accepted = self._intake.close(keep)
             if self._truth:
                 self._truth.add(accepted)
             self._outbox.write_acks()
@@ -127,20 +157,25 @@ class Node:
         finally:
             if self._truth:
                 self._truth.close()
-            if self._session.connected:
-                self._session.publish(node_topic(self.site, self.name, "status"), _status("offline"), retain=True)
-            self._session.close(timeout_s=1.0)
-            self._clock_reader.close()
+            if not keep_session:
+                if self._session.connected:
+                    self._session.publish(self._topic("status"), _status("offline"), retain=True)
+                self._session.close(timeout_s=1.0)
+            self._health.close()
             self._outbox.close()
 
     def _commit(self) -> None:
         if self._truth:
             self._truth.catch_up()  # what another process committed and this commit may shed
-        accepted = self._intake.commit()
-        if self._truth:
-            self._truth.add(accepted)
+        self._take_in(self._intake.commit())
         self._outbox.write_acks()  # those that no commit took along
         self._shedding.add(self._outbox.take_shed())
+
+    def _take_in(self, accepted: list[Accepted]) -> None:
+        if self._truth:
+            self._truth.add(accepted)
+        if accepted:
+            self._health.outbox_worked()
 
     def _listen(self) -> None:
         try:
@@ -182,20 +217,23 @@ class Node:
         if self._met != self._session.reconnects:
             self._uplink.connected()
             self._met = self._session.reconnects
-        if self._announced != self._session.reconnects:
-            self._announce()
+        specs, missing = self._intake.specs, missing_sources(self._intake)
+        known = (self._session.reconnects, missing, [spec.id.stream for spec in specs])
+        if self._announced != known and self._announce(missing):
+            self._announced = known
         for record in self._uplink.due():
             if not self._session.publish(record.topic, record.payload):
                 return
             self._uplink.sent(record)
             reached("uplink.after_publish")
 
-    def _announce(self) -> None:
-        """After every connection anew: a broker without a store forgets what it retained."""
+    def _announce(self, missing: list[str]) -> bool:
+        """After every connection anew (a broker without a store forgets what it retained), and when a sensor came."""
         quality = self._clock_reader.read()
         birth = {
             "v": 1,
             "streams": [spec.to_dict() for spec in self._intake.specs],
+            "missing": missing,
             "version": __version__,
             "clock": {
                 "source": quality.source,
@@ -204,49 +242,31 @@ class Node:
                 "synchronised": quality.synchronised,
             },
         }
-        connection = self._session.reconnects
-        said = self._session.publish(self._topic("birth"), json.dumps(birth).encode(), retain=True)
-        if said and self._session.publish(self._topic("status"), _status("online"), retain=True):
-            self._announced, self._observed = connection, None
+        self._said.clear()
+        return (
+            self._say("birth", json.dumps(birth).encode())
+            and self._say("status", self._health.status(self._intake))
+            and self._home_assistant.announce(self._session)
+        )
+
+    def _say(self, leaf: str, payload: bytes) -> bool:
+        """Retained, once a connection; False when the session takes no more now."""
+        if self._said.get(leaf) != payload:
+            if not self._session.publish(self._topic(leaf), payload, retain=True):
+                return False
+            self._said[leaf] = payload
+        return True
 
     def _tick(self, now_ns: int) -> None:
-        observed = self._outbox.get_state(OBSERVED)
-        if (
-            self._session.connected
-            and observed is not None
-            and observed != self._observed
-            and self._session.publish(self._topic("bundle/observed"), observed, retain=True)
-        ):
-            self._observed = observed
+        if self._session.connected and self._announced:
+            self._say("status", self._health.status(self._intake))
+            observed = self._outbox.get_state(OBSERVED)
+            if observed is not None:
+                self._say("bundle/observed", observed)
         if now_ns >= self._next_purge_ns:
             self._next_purge_ns = now_ns + PURGE_EVERY_NS
             self._outbox.purge(self._config.outbox.keep_s)
             self._outbox.shed_expired()
-        self._measure()
-
-    def _measure(self) -> None:
-        quality, oldest_ns = self._clock_reader.read(), self._outbox.oldest_unacked_ns()
-        waited_s = 0.0 if oldest_ns is None else max(self._clock.now_ns() - oldest_ns, 0) / NS_PER_S
-        for name, value in (
-            ("infomae_clock_offset_seconds", quality.offset_ns / NS_PER_S),
-            ("infomae_clock_uncertainty_seconds", quality.uncertainty_ns / NS_PER_S),
-            ("infomae_clock_synchronized", float(quality.synchronised)),
-            ("infomae_outbox_bytes", float(self._outbox.unacked_bytes())),
-            ("infomae_outbox_oldest_seconds", waited_s),
-            ("infomae_mqtt_connected", float(self._session.connected)),
-        ):
-            self._telemetry.gauge(name).labels(**self._labels).set(value)
-        for name, key, total in (
-            ("infomae_mqtt_reconnects_total", "reconnects", self._session.reconnects),
-            ("infomae_records_resent_total", "resent", self._uplink.resent),
-        ):
-            self._telemetry.counter(name).labels(**self._labels).inc(total - self._told[key])
-            self._told[key] = total
-        for reason, total in self._session.broker.refusals.items():
-            new = total - self._told.get(f"refused {reason}", 0)
-            self._telemetry.counter("infomae_mqtt_refusals_total").labels(**self._labels, reason=reason).inc(new)
-            self._told[f"refused {reason}"] = total
-        measure_broker_certificate(self._telemetry, self._session)
 
     def _open_truth_log(self) -> TruthLog | None:
         if not self._config.truth_log_dir:

@@ -10,63 +10,71 @@ from typing import Annotated, Final
 
 import typer
 
-from collectors.clock_quality import ClockReader
-from collectors.intake import Intake, read_position
-from collectors.node import Node, make_session
-from collectors.refusals import Refusals
-from collectors.reopening import open_source
-from collectors.sources import Source, SourceContext, check_options
-from infomae_stream.clock import Clock, SystemClock
-from infomae_stream.config import load_config
-from infomae_stream.errors import ConfigError, SourceError
+from collectors.assembly import Builder, Name, connection_print, name_of, read_config
+from collectors.node import Node
+from collectors.reload import Changes, compare
+from collectors.reopening import Reopening, source_key
+from infomae_stream.clock import NS_PER_S, Clock, SystemClock
+from infomae_stream.errors import ConfigError, InfomaeError
 from infomae_stream.folders import make_folders
 from infomae_stream.node_config import NodeConfig, NodeSettings
-from infomae_stream.outbox import Outbox
-from infomae_stream.shedding import SheddingPolicy, StreamRule
+from infomae_stream.sd_notify import Notifier
+from infomae_stream.session import MqttSession
 from infomae_stream.telemetry import EventLog, Telemetry, configure_logging
 
 STEP_S: Final = 0.05
-DRAIN_CHECK_STEPS: Final = 20
+STEPS_A_LOOK: Final = 20  # once a second: is everything drained, do samples move, what does systemd hear
+STATUS_EVERY_NS: Final = 2 * NS_PER_S
+_RELOADED: Final = "infomae_config_last_reload_successful"
 
 
 def collect(config: Annotated[Path, typer.Option("--config", help="The node's TOML file.")]) -> None:
-    """Sensors into the outbox, outbox to the hub, until SIGINT or SIGTERM. What is not delivered waits on disk."""
+    """Sensors into the outbox, outbox to the hub, until SIGINT or SIGTERM. What is not delivered waits on disk.
+
+    SIGHUP reads the file anew.
+    """
     configure_logging()
-    settings = load_config(config, NodeConfig)
-    for n, node in enumerate(settings.nodes):
-        for m, raw in enumerate(node.sources):
-            check_options(raw, where=str(config), prefix=("nodes", str(n), "sources", str(m)))
-    stop = threading.Event()
+    stop, hang_up = threading.Event(), threading.Event()
+    # Before the file is read, so that no change of it can be missed.
+    signal.signal(signal.SIGHUP, lambda *_: hang_up.set())
+    settings = read_config(config)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())
-    Collector(settings, str(config), SystemClock()).run(stop)
+    Collector(settings, str(config), SystemClock()).run(stop, hang_up)
 
 
 class Collector:
-    """Builds the nodes and steps them in turn."""
+    """Builds the nodes and steps them in turn. where: the file, which a reload reads again."""
 
     def __init__(self, config: NodeConfig, where: str, clock: Clock) -> None:
         self._config, self._where, self._clock = config, where, clock
         self._log = EventLog("infomae.collect")
         self._telemetry = Telemetry()
-        self._nodes: list[Node] = []
+        self._notifier = Notifier(self._log)
+        self._builder = Builder(where, clock, self._telemetry, self._log)
+        self._nodes: dict[Name, Node] = {}
+        self._connections: dict[Name, str] = {}
+        self._finished = self._drained = False
+        self._moved = 0  # samples, at the last look
+        self._status_ns, self._status_samples = clock.monotonic_ns(), 0  # of the last status line
 
-    def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set. A node whose step fails is logged with its traceback and stepped again later."""
+    def run(self, stop: threading.Event, hang_up: threading.Event | None = None) -> None:
+        """Until `stop` is set; `hang_up` asks for a reload. A node whose step fails is logged and stepped again."""
         port = self._telemetry.serve(self._config.metrics.host, self._config.metrics.collect_port)
         self._log.info("collect_started", nodes=len(self._config.nodes), metrics=f"{self._config.metrics.host}:{port}")
         state_dir = self._config.path(self._config.state_dir)
         make_folders(state_dir)
         self._telemetry.gauge("infomae_disk_free_bytes").set_function(lambda: _free_bytes(state_dir))
         try:
-            for index, node in enumerate(self._config.nodes):
+            for node in self._config.nodes:
                 if stop.is_set():
                     break
-                self._nodes.append(self._make_node(index, node))
+                self._add(self._config, node)
                 self._step_all()  # those that are there already do not wait for the rest
-            self._loop(stop)
+            self._notifier.ready("collecting")
+            self._loop(stop, hang_up or threading.Event())
         finally:
-            for made in self._nodes:
+            for made in self._nodes.values():
                 self._close(made)
             self._log.info("collect_stopped")
 
@@ -76,23 +84,45 @@ class Collector:
         except Exception:  # noqa: BLE001 - the others still have samples to commit
             self._log.exception("close_failed", site=node.site, node=node.name)
 
-    def _loop(self, stop: threading.Event) -> None:
-        finished = drained = False
+    def _loop(self, stop: threading.Event, hang_up: threading.Event) -> None:
         steps = 0
         while not stop.wait(STEP_S):
+            if hang_up.is_set():
+                hang_up.clear()
+                self._reload()
             self._step_all()
             steps += 1
-            if steps % DRAIN_CHECK_STEPS:
-                continue
-            if not finished and all(node.finished for node in self._nodes):
-                finished = True
-                self._log.info("sources_finished", nodes=len(self._nodes))
-            if finished and not drained and all(node.drained for node in self._nodes):
-                drained = True
-                self._log.info("outbox_drained", nodes=len(self._nodes))
+            if steps % STEPS_A_LOOK == 0:
+                self._look()
+
+    def _look(self) -> None:
+        nodes = self._nodes.values()
+        if not self._finished and all(node.finished for node in nodes):
+            self._finished = True
+            self._log.info("sources_finished", nodes=len(nodes))
+        if self._finished and not self._drained and all(node.drained for node in nodes):
+            self._drained = True
+            self._log.info("outbox_drained", nodes=len(nodes))
+        moved = sum(node.samples_taken for node in nodes)
+        # Any stream that moves will do: one that stalls alone is no reason to stop the others, and has its own alarm.
+        if moved != self._moved or self._finished:
+            self._notifier.alive()
+        self._moved = moved
+        since_ns = self._clock.monotonic_ns() - self._status_ns
+        if since_ns >= STATUS_EVERY_NS:
+            self._notifier.status(self._status_line(max(moved - self._status_samples, 0) / since_ns * NS_PER_S))
+            self._status_ns, self._status_samples = self._clock.monotonic_ns(), moved
+
+    def _status_line(self, rate_hz: float) -> str:
+        told = [node.summary() for node in self._nodes.values()]
+        streams, alive, missing = (sum(t[i] for t in told) for i in range(3))
+        connected = sum(t[3] for t in told)
+        broker = "broker connected" if connected == len(told) else f"{connected} of {len(told)} nodes at the broker"
+        absent = f", {missing} sources missing" if missing else ""
+        return f"{rate_hz:.0f} samples/s, {alive} of {streams} streams alive{absent}, {broker}"
 
     def _step_all(self) -> None:
-        for node in self._nodes:
+        for node in self._nodes.values():
             try:
                 node.step()
             except Exception:  # noqa: BLE001 - the outermost loop: one node's fault must not stop the others
@@ -100,67 +130,102 @@ class Collector:
                 labels = {"site": node.site, "node": node.name}
                 self._telemetry.counter("infomae_step_failures_total").labels(**labels).inc()
 
-    def _make_node(self, index: int, settings: NodeSettings) -> Node:
-        o = self._config.outbox
-        path = self._config.outbox_path(settings)
-        policy = shedding_policy(self._config, settings)
-        outbox = Outbox.open(path, self._clock, max_bytes=o.max_bytes, reserve_bytes=o.reserve_bytes, shedding=policy)
-        session = make_session(self._config, settings)
-
-        def make_intake(outbox: Outbox) -> Intake:
-            sources = self._make_sources(index, settings, outbox)
-            if len(sources) == len(settings.sources):
-                self._check_shedding(index, settings, outbox, sources)
-            return Intake(
-                sources,
-                outbox,
-                clock_quality=ClockReader(settings.clock, self._clock).read,
-                offset_ns=round(settings.clock.offset_ms * 1e6) if settings.clock.source == "declared" else 0,
-                telemetry=self._telemetry,
-                log=self._log,
-                site=settings.site,
-                node=settings.node,
-            )
-
-        node = Node(self._config, settings, outbox, session, make_intake, self._clock, self._telemetry, self._log)
+    def _add(self, config: NodeConfig, settings: NodeSettings, session: MqttSession | None = None) -> None:
+        session = session or self._builder.session(config, settings)
+        try:
+            self._nodes[name_of(settings)] = self._builder.build(config, settings, session)
+        except BaseException:
+            session.close()
+            raise
+        self._connections[name_of(settings)] = connection_print(config, settings)
         session.start()
-        return node
 
-    def _check_shedding(self, index: int, settings: NodeSettings, outbox: Outbox, sources: list[Source]) -> None:
-        """Raises ConfigError for a stream that no source gives and of which nothing was ever stored."""
-        known = {spec.id.stream for source in sources for spec in source.specs()}
-        known |= {spec.id.stream for spec in outbox.streams()}
-        for stream in settings.shedding:
-            if stream not in known:
-                raise ConfigError(
-                    f"nodes.{index}.shedding.{stream}: no such stream; known: {', '.join(sorted(known))}",
-                    where=self._where,
-                )
+    # -- reload --------------------------------------------------------------------------------------------------------
 
-    def _make_sources(self, index: int, settings: NodeSettings, outbox: Outbox) -> list[Source]:
-        """A source that cannot be opened is told of and left out: the node still serves what it has."""
-        context = SourceContext(
-            site=settings.site,
-            node=settings.node,
-            base_dir=self._config.base_dir,
-            clock=self._clock,
-            position=lambda stream: read_position(outbox, stream),
-            refuse=Refusals(self._telemetry, self._log, self._clock, site=settings.site, node=settings.node),
-        )
-        sources = []
-        for m, raw in enumerate(settings.sources):
-            prefix = ("nodes", str(index), "sources", str(m))
+    def _reload(self) -> None:
+        """Take over what the file says now; when it cannot be, the last good configuration stays."""
+        self._notifier.reloading()
+        sessions: dict[Name, MqttSession] = {}
+        try:
+            changes = compare(self._config, read_config(Path(self._where)), self._connections)
+            for node in [node for node in changes.rebuilt if name_of(node) in changes.reconnected] + changes.added:
+                sessions[name_of(node)] = self._builder.session(changes.config, node)
+            for node in changes.rebuilt:
+                self._nodes[name_of(node)].settle()  # a disk that fails is met before anything is closed
+        except InfomaeError as e:
+            for session in sessions.values():
+                session.close()
+            self._reload_failed(e)
+            good = False
+        else:
+            good = self._apply(changes, sessions)
+        self._telemetry.gauge(_RELOADED).set(good)
+        self._notifier.ready()
+
+    def _reload_failed(self, error: InfomaeError, **labels: str) -> None:
+        event = "config_rejected" if isinstance(error, ConfigError) else "reload_failed"
+        self._log.error(event, **labels, reason=str(error), effect="the last good configuration stays")
+
+    def _apply(self, changes: Changes, sessions: dict[Name, MqttSession]) -> bool:
+        """True when everything that the file says is in use now; a node that cannot be built stays as it was."""
+        in_use = {name_of(node): node for node in changes.config.nodes}
+        for name in changes.removed:
+            gone = self._nodes.pop(name)
+            gone.withdraw()
+            self._close(gone)
+            self._telemetry.forget(site=gone.site, node=gone.name)
+        failed = False
+        for node in [*changes.rebuilt, *changes.added]:
+            name = name_of(node)
+            before = next((n for n in self._config.nodes if name_of(n) == name), None)
             try:
-                sources.append(open_source(raw, context, where=self._where, prefix=prefix))
-            except SourceError as e:
-                self._log.error("source_failed", site=settings.site, node=settings.node, reason=str(e))
-        return sources
+                if before is None:
+                    self._add(changes.config, node, sessions[name])
+                else:
+                    self._rebuild(changes.config, node, before, sessions.get(name))
+            except InfomaeError as e:
+                self._reload_failed(e, site=node.site, node=node.node)
+                failed = True
+                if before is None:
+                    del in_use[name]
+                else:
+                    in_use[name], self._connections[name] = before, ""  # the next reload tries again
+        self._config = changes.config.model_copy(update={"nodes": list(in_use.values())})
+        self._finished = self._drained = False
+        names = {"added": map(name_of, changes.added), "rebuilt": map(name_of, changes.rebuilt)}
+        told = {what: ["/".join(name) for name in given] for what, given in names.items()}
+        self._log.info("config_reloaded", **told, removed=["/".join(name) for name in changes.removed])
+        if changes.need_restart:
+            self._log.warning("config_needs_restart", keys=changes.need_restart, effect="their old values stay")
+        return not failed and not changes.need_restart
 
+    def _rebuild(
+        self, config: NodeConfig, settings: NodeSettings, before: NodeSettings, session: MqttSession | None
+    ) -> None:
+        """Close the node and build it anew; sources that say the same go on, and so does an unchanged connection.
 
-def shedding_policy(config: NodeConfig, node: NodeSettings) -> SheddingPolicy:
-    """What `outbox.max_age_s` and `nodes.shedding` say."""
-    rules = {stream: StreamRule(rule.priority, rule.max_age_s) for stream, rule in node.shedding.items()}
-    return SheddingPolicy(config.outbox.max_age_s, rules)
+        Raises InfomaeError with the old node in place.
+        """
+        name, old = name_of(settings), self._nodes[name_of(settings)]
+        wanted = {source_key(raw) for raw in settings.sources}
+        kept = [source for source in old.sources if isinstance(source, Reopening) and source.key in wanted]
+        old.close(kept, keep_session=session is None)
+        used = session or old.session
+        error: InfomaeError | None = None
+        try:
+            made = self._builder.build(config, settings, used, kept)
+            self._connections[name] = connection_print(config, settings)
+        except InfomaeError as e:
+            error = e
+            if session is not None:
+                session.close()
+                session = used = self._builder.session(self._config, before)
+            made = self._builder.build(self._config, before, used, kept)
+        self._nodes[name] = made
+        if session is not None:
+            session.start()
+        if error is not None:
+            raise error
 
 
 def _free_bytes(path: Path) -> float:

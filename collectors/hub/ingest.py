@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 from collectors.hub.dead_letters import DeadLetters
-from collectors.hub.received import MessageReader, Record, Taken, claimed_identity, storable
+from collectors.hub.received import MessageReader, Record, Refused, Taken, claimed_identity, storable
 from collectors.hub.recent_contents import RecentContents
 from infomae_stream.clock import NS_PER_S, Clock
 from infomae_stream.errors import LakeError
@@ -22,7 +22,7 @@ from infomae_stream.telemetry import EventLog
 from infomae_stream.topics import node_topic
 from infomae_stream.types import Detection, Gap
 from infomae_stream.wire import CONTENT_MODULUS, Ack, content_sum, encode_ack, seq_ranges
-from storage.identities import OutboxKey
+from storage.identities import IdentityIndex, OutboxKey
 from storage.lake import Lake
 from storage.stored import Content, Found, Identity, content_of, look_up, quarantined
 
@@ -37,10 +37,18 @@ _log = EventLog("infomae.ingest")
 
 @dataclass(slots=True)
 class Batch:
-    """Messages on their way to the disk."""
+    """Messages on their way to the disk: good ones, and those to refuse."""
 
-    messages: list[Taken]
-    size: int
+    good: list[Taken] = field(default_factory=list)
+    poison: list[Refused] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, message: Taken | Refused) -> None:
+        self.size += message.size
+        if isinstance(message, Taken):
+            self.good.append(message)
+        else:
+            self.poison.append(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,7 @@ class Outcome:
 class _Verdicts:
     new: list[Taken] = field(default_factory=list)
     durable: list[Taken] = field(default_factory=list)
-    refused: list[tuple[Taken, str, str]] = field(default_factory=list)  # message, reason, text
+    refused: list[tuple[Taken | Refused, str, str]] = field(default_factory=list)  # message, reason, text
     conflicts: set[Identity] = field(default_factory=set)
     # Known and not to be found: a file is torn. Neither acknowledged nor refused, so that the node keeps them.
     missing: list[Identity] = field(default_factory=list)
@@ -91,7 +99,7 @@ class Ingest:
         self._max_inflight_bytes = max_inflight_bytes
         self._reserve_bytes = reserve_bytes
         self._reader = MessageReader()
-        self._pending: deque[Taken] = deque()
+        self._pending: deque[Taken | Refused] = deque()
         self._pending_bytes = 0
         self._oldest_ns = 0
         self._sealed: Batch | None = None
@@ -124,11 +132,9 @@ class Ingest:
     def seal(self, most_bytes: int | None = None) -> Batch:
         """The batch to store next: the oldest messages, some `most_bytes` of them; the same one until its release."""
         if self._sealed is None:
-            batch = Batch([], 0)
+            batch = Batch()
             while self._pending and (most_bytes is None or batch.size < most_bytes):
-                taken = self._pending.popleft()
-                batch.messages.append(taken)
-                batch.size += taken.size
+                batch.add(self._pending.popleft())
             self._pending_bytes -= batch.size
             self._oldest_ns = self._clock.monotonic_ns()
             self._sealed = batch
@@ -149,7 +155,7 @@ class Ingest:
 
         Raises LakeError when the disk refuses, or has less than the reserve; the batch may be stored again.
         """
-        if batch.messages:
+        if batch.size:
             self._check_reserve(batch.size)
         verdicts = self._judge(batch)
         try:
@@ -161,8 +167,8 @@ class Ingest:
         self._lake.quarantine(((*key, seq) for key, seq in verdicts.conflicts), "conflict")
         self._bury(verdicts)
         self._remember(verdicts)
-        newest_ns = max((taken.record.accepted_ns for taken in verdicts.new if isinstance(taken.record, StoredChunk)),
-                        default=0)  # fmt: skip
+        records = [taken.record for taken in verdicts.new]
+        newest_ns = max([record.accepted_ns for record in records if isinstance(record, StoredChunk)], default=0)
         verdicts.counts["stored"] += written
         verdicts.counts["duplicate"] += duplicates
         verdicts.counts["refused"] += len(verdicts.refused)
@@ -193,7 +199,7 @@ class Ingest:
 
         What it brought under the same identities with other bytes turns into refusals.
         """
-        records = [_record(taken) for taken in verdicts.new]
+        records = [taken.record for taken in verdicts.new]
         committed = self._lake.commit_batch(
             [r for r in records if isinstance(r, StoredChunk)],
             [r for r in records if isinstance(r, Gap)],
@@ -213,14 +219,18 @@ class Ingest:
         verdicts = _Verdicts()
         index = self._lake.known_identities()
         good: dict[Identity, list[Taken]] = {}
-        for taken in batch.messages:
-            if taken.record is not None:
-                good.setdefault(_identity(taken), []).append(taken)
+        for key, run in _by_outbox(batch.good).items():
+            seqs = {taken.record.seq for taken in run}
+            if len(seqs) == len(run) and index.knows_none(key, min(seqs), max(seqs)):
+                verdicts.new += run  # whatever a node sends for the first time
+                continue
+            for taken in run:
+                good.setdefault(taken.identity, []).append(taken)
         known = {identity for identity in good if (*identity[0], identity[1]) in index}
         forgotten = {identity for identity in known if identity not in self._recent}
         banned = quarantined(self._lake, forgotten)
         contents = {
-            identity: {content_of(_record(taken)) for taken in copies}
+            identity: {content_of(taken.record) for taken in copies}
             for identity, copies in good.items()
             if len(copies) > 1 or identity in known
         }
@@ -241,10 +251,10 @@ class Ingest:
                 else:
                     verdicts.durable.append(copies[0])
                 verdicts.counts["duplicate"] += len(copies) - fresh
-        poison = [taken for taken in batch.messages if taken.record is None]
-        settled = good.keys() - {_identity(taken) for taken, _, _ in verdicts.refused} if poison else set()
-        for taken in poison:
-            self._refuse_poison(taken, verdicts, settled, index)
+        if batch.poison:
+            settled = {t.identity for t in batch.good} - {message.identity for message, _, _ in verdicts.refused}
+            for refused in batch.poison:
+                self._refuse_poison(refused, verdicts, settled, index)
         return verdicts
 
     def _differs(self, contents: set[Content], identity: Identity, held: Found) -> bool:
@@ -254,18 +264,20 @@ class Ingest:
             return {hash(content) for content in contents} != {recent}
         return len(contents | held.contents.get(identity, set())) > 1
 
-    def _refuse_poison(self, taken: Taken, verdicts: _Verdicts, settled: Iterable[Identity], index: Any) -> None:
+    def _refuse_poison(
+        self, refused: Refused, verdicts: _Verdicts, settled: Set[Identity], index: IdentityIndex
+    ) -> None:
         """A broken copy never takes away the good one: its letter is kept, and the node is not told to give up."""
-        identity = taken.identity
+        identity = refused.identity
         if identity is not None and (identity in settled or (*identity[0], identity[1]) in index):
-            taken = replace(taken, identity=None)
-        verdicts.refused.append((taken, taken.reason, taken.text))
+            refused = replace(refused, identity=None)
+        verdicts.refused.append((refused, refused.reason, refused.text))
 
     def _bury(self, verdicts: _Verdicts) -> None:
         try:
-            for taken, reason, text in verdicts.refused:
-                if self._dead_letters.keep(taken.topic, taken.payload, reason, text, taken.received_ns):
-                    _log.warning("message_refused", reason=reason, topic=taken.topic[:200], text=text)
+            for message, reason, text in verdicts.refused:
+                if self._dead_letters.keep(message.topic, message.payload, reason, text, message.received_ns):
+                    _log.warning("message_refused", reason=reason, topic=message.topic[:200], text=text)
         except OSError as e:
             raise LakeError(f"a dead letter cannot be written: {e.strerror or e}") from e
         for (site, node, epoch), seq in sorted(verdicts.conflicts):
@@ -276,11 +288,19 @@ class Ingest:
             _log.error("known_and_not_found", records=len(verdicts.missing), first=verdicts.missing[0], fix=fix)
 
     def _remember(self, verdicts: _Verdicts) -> None:
-        looked_up = [taken for taken in verdicts.durable if _identity(taken) not in self._recent]
-        lately = [*verdicts.new, *looked_up]
-        self._recent.remember([(_identity(taken), hash(content_of(_record(taken)))) for taken in lately])
+        looked_up = [taken for taken in verdicts.durable if taken.identity not in self._recent]
+        for key, run in _by_outbox([*verdicts.new, *looked_up]).items():
+            self._recent.remember(key, {taken.record.seq: hash(content_of(taken.record)) for taken in run})
+        self._recent.forget_oldest()
         for identity in verdicts.conflicts:
             self._recent.forget(identity)
+
+
+def _by_outbox(messages: Iterable[Taken]) -> dict[OutboxKey, list[Taken]]:
+    runs: dict[OutboxKey, list[Taken]] = {}
+    for taken in messages:
+        runs.setdefault(taken.identity[0], []).append(taken)
+    return runs
 
 
 def _give_up_unstorable(batch: Batch) -> bool:
@@ -288,37 +308,31 @@ def _give_up_unstorable(batch: Batch) -> bool:
 
     Without this a single such record would hold up everything behind it, for ever.
     """
-    before = sum(taken.record is not None for taken in batch.messages)
-    batch.messages = [storable(taken) for taken in batch.messages]
-    return sum(taken.record is not None for taken in batch.messages) < before
+    before = len(batch.good)
+    checked = [storable(taken) for taken in batch.good]
+    batch.good = [taken for taken in checked if isinstance(taken, Taken)]
+    batch.poison += [refused for refused in checked if isinstance(refused, Refused)]
+    return len(batch.good) < before
 
 
-def _acks(durable: Sequence[Taken], refused: Sequence[tuple[Taken, str, str]]) -> list[tuple[str, bytes]]:
+def _acks(durable: Sequence[Taken], refused: Sequence[tuple[Taken | Refused, str, str]]) -> list[tuple[str, bytes]]:
     """One message an outbox."""
-    seqs: dict[OutboxKey, tuple[dict[int, int], dict[str, list[int]]]] = {}
-    for taken in durable:
-        key, seq = _identity(taken)
-        record = _record(taken)
-        crc32 = record.crc32 if isinstance(record, StoredChunk) else 0
-        seqs.setdefault(key, ({}, {}))[0][seq] = content_sum(record.start_ns, crc32)
-    for taken, reason, _ in refused:
-        if taken.identity is not None:
-            key, seq = taken.identity
-            seqs.setdefault(key, ({}, {}))[1].setdefault(reason, []).append(seq)
+    bad: dict[OutboxKey, dict[str, list[int]]] = {}
+    for message, reason, _ in refused:
+        if message.identity is not None:
+            key, seq = message.identity
+            bad.setdefault(key, {}).setdefault(reason, []).append(seq)
+    runs = _by_outbox(durable)
     acks = []
-    for (site, node, epoch), (good, bad) in sorted(seqs.items()):
-        ranges = seq_ranges(list(good))
-        sums = tuple(sum(good[seq] for seq in range(first, last + 1)) % CONTENT_MODULUS for first, last in ranges)
-        refusals = tuple((*r, reason) for reason, numbers in sorted(bad.items()) for r in seq_ranges(numbers))
+    for key in sorted({*runs, *bad}):
+        sum_of = {taken.record.seq: _content_sum(taken.record) for taken in runs.get(key, ())}
+        ranges = seq_ranges(list(sum_of))
+        sums = tuple(sum([sum_of[seq] for seq in range(first, last + 1)]) % CONTENT_MODULUS for first, last in ranges)
+        refusals = tuple((*r, reason) for reason, seqs in sorted(bad.get(key, {}).items()) for r in seq_ranges(seqs))
+        site, node, epoch = key
         acks.append((node_topic(site, node, "ack"), encode_ack(Ack(epoch, ranges, refusals, sums))))
     return acks
 
 
-def _identity(taken: Taken) -> Identity:
-    assert taken.identity is not None
-    return taken.identity
-
-
-def _record(taken: Taken) -> Record:
-    assert taken.record is not None
-    return taken.record
+def _content_sum(record: Record) -> int:
+    return content_sum(record.start_ns, record.crc32 if isinstance(record, StoredChunk) else 0)

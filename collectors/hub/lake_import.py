@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -105,7 +106,7 @@ def import_files(
         typer.echo(f"{one.file}: {one.stream}, {one.samples} samples in {one.chunks} chunks, {one.new} new{lost}")
 
 
-class _File:
+class _File(ABC):
     """What is common: `chunks` and `samples` count while `read` goes on."""
 
     def __init__(self, path: Path, spec: StreamSpec, content: str, n_samples: int, dtype: np.dtype[Any]) -> None:
@@ -114,12 +115,13 @@ class _File:
         self.epoch = f"import-{hashlib.sha256(identity.encode()).hexdigest()[:24]}"
         self.samples = self.chunks = self.refused = 0
 
+    @abstractmethod
     def span(self) -> tuple[int, int]:
         """[first, last) time of the samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self) -> Iterator[Chunk]:
-        raise NotImplementedError
+        """All chunks, in order."""
 
     def chunk(
         self, start_ns: int, samples_CN: NDArray[Any], times_ns: NDArray[np.int64] | None, clock: ClockQuality

@@ -119,12 +119,19 @@ def read_puback(body: bytes) -> tuple[int, int]:
 
 def read_varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
     """(value, where it ends). Raises IndexError when more bytes are needed, ProtocolError after four."""
-    value = 0
-    for i in range(4):
-        byte = data[at + i]
-        value |= (byte & 0x7F) << (7 * i)
-        if byte < 0x80:
-            return value, at + i + 1
+    # Spelled out, because every message that comes has one; most have three bytes.
+    first = data[at]
+    if first < 0x80:
+        return first, at + 1
+    second = data[at + 1]
+    if second < 0x80:
+        return first & 0x7F | second << 7, at + 2
+    third = data[at + 2]
+    if third < 0x80:
+        return first & 0x7F | (second & 0x7F) << 7 | third << 14, at + 3
+    fourth = data[at + 3]
+    if fourth < 0x80:
+        return first & 0x7F | (second & 0x7F) << 7 | (third & 0x7F) << 14 | fourth << 21, at + 4
     raise ProtocolError("a length of more than four bytes")
 
 
@@ -165,12 +172,10 @@ class PacketReader:
         buffer, at, end = self._buffer, 0, self._end + n
         others = []
         while end - at >= 2:
-            size, start = buffer[at + 1], at + 2
-            if size >= 0x80:
-                try:
-                    size, start = read_varint(buffer, at + 1)
-                except IndexError:
-                    break
+            try:
+                size, start = read_varint(buffer, at + 1)
+            except IndexError:
+                break
             stop = start + size
             if stop > end:
                 if end - at < len(buffer):
@@ -190,15 +195,14 @@ class PacketReader:
         return others
 
     def _publish(self, first: int, start: int, stop: int) -> None:
-        buffer = self._buffer
         if stop - start < 2:
             raise ProtocolError("PUBLISH without a topic")
-        topic_end = start + 2 + (buffer[start] << 8 | buffer[start + 1])
-        payload_at = topic_end
+        buffer, view = self._buffer, self._view
+        topic_at = start + 2
+        payload_at = topic_end = topic_at + (buffer[start] << 8 | buffer[start + 1])
         if first & 0x06:
-            self.acknowledge += PUBACK_HEAD
-            self.acknowledge += buffer[topic_end : topic_end + 2]
             payload_at += 2
+            self.acknowledge += PUBACK_HEAD + buffer[topic_end:payload_at]
         if self._level == 5:
             size = buffer[payload_at] if payload_at < stop else 0
             payload_at += 1 + size
@@ -208,8 +212,7 @@ class PacketReader:
                 payload_at = at + taken + size
         if payload_at > stop:
             raise ProtocolError("PUBLISH is shorter than its head")
-        view = self._view
-        self._deliver(bytes(view[start + 2 : topic_end]), bytes(view[payload_at:stop]), bool(first & 0x01))
+        self._deliver(bytes(view[topic_at:topic_end]), bytes(view[payload_at:stop]), first & 0x01 == 1)
 
 
 def _properties(body: bytes, at: int) -> dict[int, int]:

@@ -28,18 +28,29 @@ _IGNORED_TAGS: Final = dict.fromkeys(FOREIGN_TAGS, lambda *_: None)
 
 @dataclass(slots=True)
 class Taken:
-    """A record that is good, or (`record` None) a message to refuse, with the identity it claims where one can be told.
+    """A good record. `identity`: (site, node, epoch) and seq. `payload`: the message, as it came."""
 
-    `identity`: (site, node, epoch) and seq; site and node are the topic's. `payload`: the message, as it came.
-    """
+    topic: str
+    payload: bytes
+    received_ns: int
+    identity: Identity
+    record: Record
+
+    @property
+    def size(self) -> int:
+        return len(self.payload) + MESSAGE_OVERHEAD_BYTES
+
+
+@dataclass(slots=True)
+class Refused:
+    """A message to refuse for good. `identity`: what it claims, if that can be told; site and node are its topic's."""
 
     topic: str
     payload: bytes
     received_ns: int
     identity: Identity | None
-    record: Record | None = None
-    reason: str = ""
-    text: str = ""
+    reason: str
+    text: str
 
     @property
     def size(self) -> int:
@@ -53,7 +64,7 @@ class MessageReader:
         self._chunks = StoredChunkDecoder()
         self._topics: dict[str, ParsedTopic] = {}
 
-    def read(self, topic: str, payload: bytes, received_ns: int) -> Taken:
+    def read(self, topic: str, payload: bytes, received_ns: int) -> Taken | Refused:
         where: ParsedTopic | None = None
         try:
             where = self._where(topic)
@@ -67,7 +78,7 @@ class MessageReader:
         except WireError as e:
             claimed = claimed_identity(payload) if where is not None else None
             identity = None if where is None or claimed is None else ((where.site, where.node, claimed[0]), claimed[1])
-            return Taken(topic, payload, received_ns, identity, None, e.reason, str(e)[:300])
+            return Refused(topic, payload, received_ns, identity, e.reason, str(e)[:300])
 
     def _where(self, topic: str) -> ParsedTopic:
         where = self._topics.get(topic)
@@ -121,14 +132,12 @@ def claimed_identity(payload: bytes) -> tuple[str, int] | None:
     return epoch, seq
 
 
-def storable(taken: Taken) -> Taken:
+def storable(taken: Taken) -> Taken | Refused:
     """`taken`, or its refusal when it follows the wire's schema and not the tables' (half a Unicode pair)."""
-    if taken.record is None:
-        return taken
     try:
         record_rows(taken.record, taken.received_ns)
     except (ValueError, TypeError, OverflowError) as e:
-        return Taken(taken.topic, taken.payload, taken.received_ns, taken.identity, None, "schema", str(e)[:300])
+        return Refused(taken.topic, taken.payload, taken.received_ns, taken.identity, "schema", str(e)[:300])
     return taken
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterable
 
 from storage.identities import OutboxKey
 from storage.stored import Identity
@@ -16,7 +15,7 @@ class RecentContents:
     def __init__(self, most: int) -> None:
         self._most = most
         self._hashes: dict[OutboxKey, dict[int, int]] = {}
-        self._batches: deque[list[tuple[OutboxKey, array[int]]]] = deque()
+        self._runs: deque[tuple[OutboxKey, array[int]]] = deque()
         self._count = 0
 
     def __contains__(self, identity: Identity) -> bool:
@@ -25,19 +24,19 @@ class RecentContents:
     def get(self, identity: Identity) -> int | None:
         return self._hashes.get(identity[0], {}).get(identity[1])
 
-    def remember(self, contents: Iterable[tuple[Identity, int]]) -> None:
-        """One batch; batches are forgotten as a whole."""
-        seqs_of: dict[OutboxKey, array[int]] = {}
-        for (key, seq), content in contents:
-            self._hashes.setdefault(key, {})[seq] = content
-            seqs_of.setdefault(key, array("q")).append(seq)
-            self._count += 1
-        self._batches.append(list(seqs_of.items()))
-        while self._count > self._most and len(self._batches) > 1:
-            for key, seqs in self._batches.popleft():
-                self._count -= len(seqs)
-                for seq in seqs:
-                    self.forget((key, seq))
+    def remember(self, key: OutboxKey, hashes: dict[int, int]) -> None:
+        """A run of one outbox (seq -> hash), which is forgotten as a whole."""
+        self._hashes.setdefault(key, {}).update(hashes)
+        self._runs.append((key, array("q", hashes)))
+        self._count += len(hashes)
+
+    def forget_oldest(self) -> None:
+        """Down to `most`, or to the newest run."""
+        while self._count > self._most and len(self._runs) > 1:
+            key, seqs = self._runs.popleft()
+            self._count -= len(seqs)
+            for seq in seqs:
+                self.forget((key, seq))
 
     def forget(self, identity: Identity) -> None:
         key, seq = identity

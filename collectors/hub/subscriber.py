@@ -30,6 +30,8 @@ RECEIVE_MAXIMUM: Final = 1000  # messages that the broker may send before our PU
 READ_BYTES: Final = MAX_MESSAGE_BYTES + 131_072
 MOST_AT_ONCE: Final = 1_048_576
 LEAST_AT_ONCE: Final = 65_536
+# A broker writes packet by packet. Woken by each, we would take longer to switch threads than to read.
+GATHER_S: Final = 0.002
 UNACKNOWLEDGED: Final = 100  # our own messages on their way to the broker
 _SUBSCRIBE_ID: Final = 65_535  # our messages count below it
 
@@ -152,6 +154,7 @@ class Subscriber(MqttSession):
             self._hand_over_packets()
             paused = self._incoming_bytes >= self._max_incoming_bytes
             if self._wait(sock, 1.0, paused) and not paused:
+                time.sleep(GATHER_S)
                 heard = time.monotonic()
                 self._handle(self._read(sock))
             now = time.monotonic()
