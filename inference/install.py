@@ -17,9 +17,9 @@ from typing import BinaryIO, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from inference.detector import Detector, check_golden
+from inference.precision import Proven, Wanted, prove
 from inference.runtimes import Runtime
-from infomae_stream.bundle import MAX_BUNDLE_BYTES, open_bundle
+from infomae_stream.bundle import MAX_BUNDLE_BYTES, Bundle, open_bundle
 from infomae_stream.bundle_store import BundleStore
 from infomae_stream.clock import Clock
 from infomae_stream.errors import BundleError, WireError
@@ -36,6 +36,14 @@ class Desired:
     version: int
     sha256: str
     url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A bundle that may serve now, on trial, and its loaded graphs."""
+
+    bundle: Bundle
+    proven: Proven
 
 
 def parse_desired(payload: bytes) -> Desired:
@@ -98,8 +106,9 @@ def prepare(
     trusted_keys: Sequence[Ed25519PublicKey],
     runtime: Runtime,
     now_ns: int,
-) -> Detector:
-    """Fetch `desired` into the store's staging folder and return a detector that passed every check.
+    precision: Wanted = "auto",
+) -> Prepared:
+    """Fetch `desired` into the store's staging folder and return what passed every check; its trial has begun.
 
     Raises BundleError with a reason of bundle.REASONS.
     """
@@ -114,22 +123,34 @@ def prepare(
     if bundle.version != desired.version:
         raise BundleError(f"is version {bundle.version}, not {desired.version}", reason="contract", where=desired.url)
     store.check_new(bundle)
-    detector = Detector(bundle, runtime)
-    check_golden(detector)
-    return detector
+    try:
+        store.begin_trial(bundle.sha256)
+    except OSError as e:
+        raise BundleError(f"cannot be stored: {e}", reason="download", where=str(store.directory)) from e
+    try:
+        return Prepared(bundle, prove(bundle, runtime, precision))
+    except BundleError:
+        store.end_trial(bundle.sha256)
+        raise
 
 
 class Installer:
     """Runs `prepare` on a thread of its own, one at a time, so that detection goes on meanwhile."""
 
     def __init__(
-        self, store: BundleStore, trusted_keys: Sequence[Ed25519PublicKey], runtime: Runtime, clock: Clock
+        self,
+        store: BundleStore,
+        trusted_keys: Sequence[Ed25519PublicKey],
+        runtime: Runtime,
+        clock: Clock,
+        precision: Wanted,
     ) -> None:
         self._store = store
         self._trusted_keys = trusted_keys
         self._runtime = runtime
         self._clock = clock
-        self._results: queue.SimpleQueue[tuple[Desired, Detector | Exception]] = queue.SimpleQueue()
+        self._precision = precision
+        self._results: queue.SimpleQueue[tuple[Desired, Prepared | Exception]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     @property
@@ -141,7 +162,7 @@ class Installer:
         self._thread = threading.Thread(target=self._run, args=(desired,), name="bundle install", daemon=True)
         self._thread.start()
 
-    def poll(self, timeout_s: float = 0.0) -> tuple[Desired, Detector | BundleError] | None:
+    def poll(self, timeout_s: float = 0.0) -> tuple[Desired, Prepared | BundleError] | None:
         """The outcome once, else None; waits up to `timeout_s` for it. An unforeseen error of the thread is raised."""
         if self._thread is None:
             return None
@@ -151,13 +172,14 @@ class Installer:
             return None
         self._thread.join()
         self._thread = None
-        if isinstance(outcome, (Detector, BundleError)):
+        if isinstance(outcome, (Prepared, BundleError)):
             return desired, outcome
         raise outcome
 
     def _run(self, desired: Desired) -> None:
         try:
-            detector = prepare(desired, self._store, self._trusted_keys, self._runtime, self._clock.now_ns())
-            self._results.put((desired, detector))
+            now_ns = self._clock.now_ns()
+            prepared = prepare(desired, self._store, self._trusted_keys, self._runtime, now_ns, self._precision)
+            self._results.put((desired, prepared))
         except Exception as e:  # noqa: BLE001 - carried to the loop, which raises it again
             self._results.put((desired, e))

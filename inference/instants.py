@@ -67,7 +67,7 @@ class InstantGatherer:
         self._contracts = contracts
         self._grid = next(iter(contracts.values())).grid  # all modalities of a bundle share window and hop
         self._wait_ns = round(wait_s * NS_PER_S)
-        self._replayed_to = position.seen_seq
+        self._replay_seq, self._replayed_to = position.replay_seq, position.seen_seq
         self._seen_seq = position.replay_seq - 1
         self._done_ns = position.done_ns
         self._windowers: dict[StreamId, Windower] = {}
@@ -88,7 +88,10 @@ class InstantGatherer:
 
     def position(self) -> Position:
         seen_seq = max(self._seen_seq, self._replayed_to)
-        return Position(min((seq for seq, _ in self._held), default=seen_seq + 1), seen_seq, self._done_ns)
+        needed = [seq for seq, _ in self._held]
+        if self._seen_seq < self._replayed_to:  # killed again before it has read what it must read again
+            needed.append(self._replay_seq)
+        return Position(min(needed, default=seen_seq + 1), seen_seq, self._done_ns)
 
     def take_dropped(self) -> Counter[str]:
         dropped, self._dropped = self._dropped, Counter()
