@@ -1,8 +1,9 @@
 """Settings of training: frozen, unknown keys refused, every default a value that was measured on two cores."""
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infomae_stream.config import Settings
 
@@ -19,10 +20,11 @@ class FrontEndConfig(Settings):
 
 
 class EncoderConfig(Settings):
-    """Encoder by name in aligner/encoders; sizes of the preset."""
+    """Encoder by name in aligner/encoders; sizes of the preset. `patches`: of modalities whose patch is another."""
 
     name: str = "swin"
     patch: tuple[int, int] = (1, 2)
+    patches: dict[str, tuple[int, int]] = Field(default_factory=dict)
     window: tuple[int, int] = (3, 4)
     width: int = Field(48, gt=0)
     depths: tuple[int, ...] = (2, 2)
@@ -32,6 +34,10 @@ class EncoderConfig(Settings):
     variance_share: float = Field(0.5, ge=0, le=1)
     dropout: float = Field(0.1, ge=0, lt=1)
     drop_path: float = Field(0.1, ge=0, lt=1)
+
+    def of(self, modality: str) -> Self:
+        """What holds for one modality."""
+        return self.model_copy(update={"patch": self.patches.get(modality, self.patch)})
 
 
 class PretrainConfig(Settings):
@@ -77,10 +83,54 @@ class HeadConfig(Settings):
     iterations: int = Field(60, ge=1)
 
 
+# Sizes of the InfoMAE paper's models (METHOD 1), on one-sided spectra. Whatever is set beside `preset` wins.
+PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
+    "small": {},
+    "mod": {  # acoustic 8 kHz and seismic 100 Hz, 2 s; Nyquist's bin of the acoustic is left out, so that patches fit
+        "front_end": {
+            "interval_s": 0.2,
+            "interval_hop_s": 0.2,
+            "max_hz": 3999.0,
+            "orientation": "none",
+            "content": "complex",
+        },
+        "encoder": {
+            "patch": (1, 1),
+            "patches": {"acoustic": (1, 40)},
+            "window": (3, 3),
+            "width": 64,
+            "depths": (2, 2, 4),
+            "skip": False,
+            "embedding_width": 256,
+            "dropout": 0.2,
+        },
+        "pretrain": {"mask_unit": (3, 3)},
+    },
+    "har": {  # accelerometer, gyroscope, magnetometer, light at 50 Hz, windows of 5 s
+        "front_end": {
+            "window_s": 5.0,
+            "interval_s": 1.0,
+            "interval_hop_s": 0.5,
+            "max_hz": None,
+            "orientation": "none",
+            "content": "complex",
+        },
+        "encoder": {
+            "window": (3, 3),
+            "width": 32,
+            "depths": (2, 2, 2),
+            "skip": False,
+            "dropout": 0.2,
+        },
+        "pretrain": {"mask_unit": (3, 3)},
+    },
+}
+
+
 class TrainConfig(Settings):
     """All of training. The same snapshot, config and thread count give the same model."""
 
-    preset: Literal["small"] = "small"
+    preset: Literal["small", "mod", "har"] = "small"
     seed: int = 0
     threads: int = Field(2, ge=1)
     front_end: FrontEndConfig = FrontEndConfig()
@@ -89,7 +139,15 @@ class TrainConfig(Settings):
     align: AlignConfig = AlignConfig()
     head: HeadConfig = HeadConfig()
 
+    @model_validator(mode="before")
     @classmethod
-    def small(cls, **changes: Any) -> Self:
-        """The preset for two cores, with `changes` at the top level."""
-        return cls(**changes)
+    def _start_from_the_preset(cls, raw: Any) -> Any:
+        preset = raw.get("preset") if isinstance(raw, Mapping) else None
+        if not isinstance(preset, str):
+            return raw
+        merged = dict(raw)
+        for table, values in PRESETS.get(preset, {}).items():  # an unknown one is reported by its own field
+            given = raw.get(table, {})
+            if isinstance(given, Mapping):
+                merged[table] = {**values, **given}
+        return merged

@@ -25,10 +25,10 @@ FORMAT = 1
 class ModalityModel(nn.Module):
     """x_BKTF -> e_BE (compressed embedding) -> u_BD shared, v_BD private, of one modality."""
 
-    def __init__(self, shape_KTF: tuple[int, int, int], config: TrainConfig) -> None:
+    def __init__(self, shape_KTF: tuple[int, int, int], config: TrainConfig, modality: str = "") -> None:
         super().__init__()
         align = config.align
-        self.encoder = encoder_class(config.encoder.name)(shape_KTF, config.encoder)
+        self.encoder = encoder_class(config.encoder.name)(shape_KTF, config.encoder.of(modality))
         width = config.encoder.embedding_width
         self.compress = Compression(int(self.encoder.embedding_width), width, config.encoder.variance_share)
         self.shared = Projection(width, align.hidden_width, align.shared_width, config.encoder.dropout)
@@ -51,7 +51,9 @@ class Model(nn.Module):
         self.front_ends = dict(sorted(front_ends.items()))
         self.classes = classes
         self.config = config
-        self.parts = nn.ModuleDict({name: ModalityModel(fe.shape_KTF, config) for name, fe in self.front_ends.items()})
+        self.parts = nn.ModuleDict(
+            {name: ModalityModel(fe.shape_KTF, config, name) for name, fe in self.front_ends.items()}
+        )
         self.head = nn.Linear(config.align.shared_width, len(classes))
 
     def part(self, modality: str) -> ModalityModel:

@@ -109,6 +109,7 @@ def manifest_of(candidate: Mapping[str, Any], version: int, created_ns: int, exp
         "classes": candidate["classes"],
         "thresholds": {},
         "modalities": candidate["modalities"],
+        "subsets": candidate["validation"].get("subsets", []),
         "lineage": {
             "tables": snapshot["tables"],
             "train_sites": snapshot["train_sites"],
@@ -127,7 +128,8 @@ def manifest_of(candidate: Mapping[str, Any], version: int, created_ns: int, exp
 
 def _judged_files(run_folder: Path, candidate: Mapping[str, Any]) -> dict[str, bytes]:
     """Graphs and golden vectors, each with the hash that it had when the gates looked."""
-    names = [m["encoder"] for m in candidate["modalities"].values()] + [HEAD, GOLDEN]
+    contracts = candidate["modalities"].values()
+    names = [m[key] for m in contracts for key in ("encoder", "encoder_int8") if m.get(key)] + [HEAD, GOLDEN]
     files = {}
     for name in names:
         try:

@@ -7,11 +7,12 @@
      "training": null or {"run": 2, "stage": "align", "done": 120, "total": 400, "eta_s": 9.5, "metrics": {...}},
      "runs": [{"run": 1, "outcome": "promoted" | "not_promoted" | "failed", "reasons": [...], "seconds": 61.0,
                "stage_1": "trained" | "reused from run 1", "version": 1 or 0,
-               "verdicts": [{"gate", "passed", "value", "limit", "reason"}, ...],
+               "verdicts": [{"gate", "passed", "value", "limit", "reason", "leaves_out"}, ...],
                "alignment": null or {"objective", "pairs", "unpaired_windows", "seconds", "macro_f1_before",
                    "macro_f1_after", "macro_f1_interval": [low, high], "baselines": {"pseudolabel", "ridge_map",
                    "own_labels"}, "multimodal_macro_f1", "held_out_people": [...]},
-               "validation": the same on the validation sites}, ...],
+               "validation": the same on the validation sites, and "subsets": [{"modalities", "macro_f1", "windows"},
+                   ...], every subset of modalities on the same windows}, ...],
      "bundle": null or {"version", "sha256", "url", "run", "promoted": true},
      "nodes": {"s01/s01-watch": {"version", "sha256", "state", "reason", "verified"}, ...}}
 

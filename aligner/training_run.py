@@ -1,7 +1,8 @@
 """One training run from a snapshot to a judged candidate in a folder. No broker, no loop, no clock but for durations.
 
-The folder holds: snapshot.json; stage_1.pt (when stage 1 was trained here); model.pt; encoder_<modality>.onnx and
-head.onnx; golden.npz; candidate.json, written last: a folder without it is a run that did not end.
+The folder holds: snapshot.json; stage_1.pt (when stage 1 was trained here); model.pt; encoder_<modality>.onnx, its
+int8 twin encoder_<modality>.int8.onnx and head.onnx; golden.npz; candidate.json, written last: a folder without it is a
+run that did not end.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from aligner.evaluation import macro_f1
-from aligner.export import export_model
+from aligner.export import encoder_file, export_int8, export_model, int8_file
 from aligner.gates import Candidate, judge_all
 from aligner.model import Model
 from aligner.progress import Progress
@@ -25,6 +26,7 @@ from aligner.run_files import CANDIDATE, GOLDEN, MODEL, SNAPSHOT
 from aligner.snapshot import Snapshot, contract, load
 from aligner.stage_one import stage_one
 from aligner.status import finite
+from aligner.subsets import score_subsets
 from aligner.train import AlignmentReport, Evaluation, align_and_fit, evaluate
 from aligner.training_settings import train_config
 from aligner.trainset import TrainSet
@@ -67,6 +69,7 @@ def run(snapshot: Snapshot, lake: Lake, inputs: RunInputs, progress: Progress) -
     model, report = align_and_fit(pretrained, data.train, config, progress)
     model.save(out / MODEL)
     graphs = export_model(model, out, seed=config.seed)
+    int8 = export_int8(graphs)
     progress("evaluate", 0, 2, {})
     on_validation = evaluate(model, data.train, data.validation, data.oracle_labels, seed=config.seed)
     progress("evaluate", 1, 2, {})
@@ -77,16 +80,18 @@ def run(snapshot: Snapshot, lake: Lake, inputs: RunInputs, progress: Progress) -
     golden = golden_vectors(model, data.validation)
     (out / GOLDEN).write_bytes(golden.dump())
     serving = serving_macro_f1(inputs.serving, on_validation, data.validation) if inputs.serving else None
-    verdicts = judge_all(Candidate(model, report, graphs, data.validation, on_validation, serving), inputs.gates)
-    files = [*(path.name for path in graphs.values()), GOLDEN, MODEL]
+    judged = Candidate(model, report, graphs, data.validation, on_validation, serving, int8)
+    verdicts = judge_all(judged, inputs.gates)
+    left_out = {part for verdict in verdicts for part in verdict.leaves_out}
+    files = [*(path.name for path in (*graphs.values(), *int8.values())), GOLDEN, MODEL]
     candidate: dict[str, Any] = {
         "run": inputs.run,
         "snapshot": snapshot.model_dump(mode="json"),
         "stage_1": origin,
         "classes": list(model.classes),
-        "modalities": _contracts(model, snapshot, lake),
+        "modalities": _contracts(model, snapshot, lake, with_int8="int8" not in left_out),
         "alignment": described(report, on_test or on_validation),
-        "validation": described(report, on_validation),
+        "validation": {**described(report, on_validation), "subsets": score_subsets(model, data.validation)},
         "losses": report.losses,
         "monitors": {**asdict(report.monitors), "warnings": report.monitors.warnings},
         "verdicts": [asdict(v) for v in verdicts],
@@ -168,7 +173,7 @@ def _spread(length: int, count: int) -> Any:
     return np.unique(np.linspace(0, length - 1, min(length, count)).astype(np.int64))
 
 
-def _contracts(model: Model, snapshot: Snapshot, lake: Lake) -> dict[str, Mapping[str, Any]]:
+def _contracts(model: Model, snapshot: Snapshot, lake: Lake, *, with_int8: bool) -> dict[str, Mapping[str, Any]]:
     """What a node's stream must be for each encoder, as the bundle's manifest states it."""
     specs = query.stream_specs(lake, version=snapshot.tables["chunks"])
     out: dict[str, Mapping[str, Any]] = {}
@@ -184,7 +189,8 @@ def _contracts(model: Model, snapshot: Snapshot, lake: Lake) -> dict[str, Mappin
             "min_coverage": snapshot.min_coverage,
             "max_gap_s": snapshot.max_gap_s,
             "front_end": front_end.to_dict(),
-            "encoder": f"encoder_{name}.onnx",
+            "encoder": encoder_file(name),
+            "encoder_int8": int8_file(name) if with_int8 else None,
             "dim": model.config.align.shared_width,
         }
     return out

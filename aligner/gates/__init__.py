@@ -6,7 +6,7 @@ Gates read the validation sites and never the test sites, so that the reported n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -24,6 +24,7 @@ GATES: Final[dict[str, str]] = {
     "better_than_unaligned": "aligner.gates.better_than_unaligned:BetterThanUnaligned",
     "better_than_serving": "aligner.gates.better_than_serving:BetterThanServing",
     "onnx_agreement": "aligner.gates.onnx_agreement:OnnxAgreement",
+    "int8_accuracy": "aligner.gates.int8_accuracy:Int8Accuracy",
 }
 
 
@@ -32,7 +33,7 @@ class Candidate:
     """A trained model and what is known of it. `evaluation` is on `validation`.
 
     `serving_macro_f1`: the model that serves now, scored again on the very same windows; None when none serves.
-    `graphs`: exported files by modality, and by "head".
+    `graphs`: exported files by modality, and by "head"; `int8`: the int8 ones by modality.
     """
 
     model: Model
@@ -41,17 +42,22 @@ class Candidate:
     validation: TrainSet
     evaluation: Evaluation
     serving_macro_f1: float | None
+    int8: dict[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`value` is what was measured and `limit` what it had to reach (or stay below); `reason` is for people."""
+    """`value` is what was measured and `limit` what it had to reach (or stay below); `reason` is for people.
+
+    leaves_out: parts that do not go into the bundle although the candidate passes.
+    """
 
     gate: str
     passed: bool
     value: float
     limit: float
     reason: str
+    leaves_out: tuple[str, ...] = ()
 
 
 class Gate(Protocol):
