@@ -116,6 +116,10 @@ keep_s = 60.0                  # acknowledged records stay this long for the det
 
 [detect]
 trusted_keys = ["keys/release.pub"]   # a bundle that another key signed is refused
+
+[detect.events]
+min_windows = 2                # one window alone is no event
+idle_s = 3.0                   # a recording's last activity is told this long after its end
 """
     return head + "".join(_node_table(device) for device in devices)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from demo.alignment_story import read_story
 from demo.event_lines import line_of
-from demo.view import Scene, clock, size
+from demo.view import Scene, clock, lasted_s, size
 from demo.watching import Facts
 
 EVERY_S: Final = 10.0
@@ -46,7 +46,8 @@ class PlainView:
             self._say(standing(facts))
             for d in list(facts.detections)[-1:]:
                 truth = self._scene.true_label(d.node, d.start_ns, d.end_ns) or "?"
-                self._say(f"  newest: {d.node} sees {d.label} {d.score:.2f} from {'+'.join(d.modalities)}; did {truth}")
+                saw = f"{d.node} saw {d.label} for {lasted_s(d):.1f} s"
+                self._say(f"  newest: {saw}, score {d.score:.2f} from {'+'.join(d.modalities)}; did {truth}")
 
     def phase(self, phase: str) -> None:
         if phase != self._phase:
@@ -75,7 +76,7 @@ def standing(facts: Facts) -> str:
         f"pairs {facts.pairs.get('paired', 0):,}",
         "refused " + (", ".join(f"{reason} {n:,}" for reason, n in refused.items()) or "0"),
         models(facts),
-        f"detections {facts.n_detections:,}",
+        f"events {facts.n_detections:,}",
     ]
     if story.running:
         eta = f", {story.eta_s:.0f} s left" if story.eta_s is not None else ""

@@ -13,15 +13,19 @@ from demo.watching import Facts, Watcher
 
 UPDATE_S: Final = 0.5
 TABLE_EVERY_S: Final = 2.0
-QUIET_S: Final = 4.0  # no detection and nothing in any outbox for so long: all has arrived
+QUIET_S: Final = 6.0  # no detection and nothing in any outbox for so long: all has arrived
 
 
 @dataclass
 class Ending:
-    """Watches for the end: sources played, outboxes drained, the later candidate judged."""
+    """Watches for the end: sources played, outboxes drained, the later candidate judged.
+
+    `collecting`: the processes that tell how full the outboxes are; while one does not answer, nobody knows.
+    """
 
     collectors: int
     candidates_wanted: int = 2
+    collecting: frozenset[str] = frozenset()
     _finished: set[str] = field(default_factory=set)
     _counted: tuple[int, float] = (-1, 0.0)
 
@@ -33,7 +37,8 @@ class Ending:
         return len(self._finished) >= self.collectors
 
     def reached(self, facts: Facts, story: Story, now_s: float) -> bool:
-        if self._counted[0] != facts.n_detections or facts.outbox_bytes > 0:
+        known = self.sources_finished and self.collecting <= facts.answering
+        if self._counted[0] != facts.n_detections or facts.outbox_bytes > 0 or not known:
             self._counted = (facts.n_detections, now_s)
         quiet = now_s - self._counted[1] >= QUIET_S
         judged = len(story.candidates) >= self.candidates_wanted and not story.running
@@ -76,7 +81,8 @@ def play(
 ) -> Result:
     """Run until the story is told or `limit_s` is over. Raises KeyboardInterrupt through; `show` draws each turn."""
     began_s = time.monotonic()
-    ending = Ending(collectors=2, candidates_wanted=candidates)
+    collecting = frozenset(name for name in deployment.ports.metrics() if name.endswith("_collect"))
+    ending = Ending(len(collecting), candidates, collecting)
     table_due_s = 0.0
     labels_open = True
     while True:

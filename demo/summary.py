@@ -53,11 +53,11 @@ def _shifted(device: Device) -> list[Interval]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Detections whose label is the recording's own. `correct_ratio` is None without any that can be judged."""
+    """Events whose label is the recording's own for most of their time. `correct_ratio`: None without any to judge."""
 
     detections: int
     correct_ratio: float | None
-    without_label: int  # windows on the border between two activities, left out of the ratio
+    without_label: int  # events over several activities, none of which has half of the time; left out of the ratio
 
 
 def judge(detections: Iterable[Detection], truth: Callable[[str, int, int], str]) -> Ratio:

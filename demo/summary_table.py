@@ -28,7 +28,7 @@ def summary_table(s: dict[str, Any]) -> RenderableType:
         told = candidate["outcome"].replace("_", " ") + (f" ({', '.join(failed)})" if failed else "")
         table.add_row(f"candidate {candidate['run']}", f"{told}, {candidate['pairs']} pairs, {candidate['stage_1']}")
     table.add_row("bundle", _bundle(s["bundle"]))
-    table.add_row("detections", f"{s['detections']:,}, {_ratio(s['detections_correct_ratio'])} of them right")
+    table.add_row("events detected", f"{s['detections']:,}, {_ratio(s['detections_correct_ratio'])} of them right")
     watches = s["watches_of_unseen_people"]
     told = f"{watches['detections']:,}, {_ratio(watches['correct_ratio'])} of them right"
     table.add_row("... by watches of people never seen", told)

@@ -231,17 +231,22 @@ def _cut(text: Text) -> Text:
 
 def _detections(scene: Scene, facts: Facts) -> RenderableType:
     table = Table(box=None, expand=True, padding=(0, 1, 0, 0), header_style=FAINT)
-    for heading in ("node", "sees", "score", "from", "did"):
-        table.add_column(heading, no_wrap=True, justify="right" if heading == "score" else "left")
+    for heading in ("node", "saw", "for", "score", "from", "did"):
+        table.add_column(heading, no_wrap=True, justify="right" if heading in ("for", "score") else "left")
     for d in newest_of_each(facts.detections):
         truth = scene.true_label(d.node, d.start_ns, d.end_ns)
         right = Text("✓", style=GOOD) if truth == d.label else Text(truth.replace("_", " ") or "?", style=FAINT)
         sources = "+".join(name.removesuffix("_imu") for name in d.modalities)
-        table.add_row(d.node, Text(d.label.replace("_", " "), style=ACCENT), f"{d.score:.2f}", sources, right)
+        saw = Text(d.label.replace("_", " "), style=ACCENT)
+        table.add_row(d.node, saw, f"{lasted_s(d):.1f} s", f"{d.score:.2f}", sources, right)
     note = f"{facts.n_detections:,} so far"
     if facts.inference_ms:
-        note += f", {facts.inference_ms:.1f} ms each"
-    return _panel(table, "Detections, newest first", note)
+        note += f", {facts.inference_ms:.1f} ms a window"
+    return _panel(table, "Events detected, newest first", note)
+
+
+def lasted_s(detection: Detection) -> float:
+    return (detection.end_ns - detection.start_ns) / 1e9
 
 
 def newest_of_each(detections: Iterable[Detection]) -> list[Detection]:

@@ -5,8 +5,8 @@ Nothing here is computed by the demo: every number comes from a process of the d
 
 from __future__ import annotations
 
+import http.client
 import json
-import urllib.error
 import urllib.request
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ def scrape(url: str) -> Samples:
     try:
         with urllib.request.urlopen(url, timeout=SCRAPE_TIMEOUT_S) as answer:
             return parse_metrics(answer.read().decode())
-    except (OSError, urllib.error.URLError, ValueError):
+    except (OSError, http.client.HTTPException, ValueError):  # it may also end in the middle of its answer
         return {}
 
 
