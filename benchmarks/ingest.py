@@ -42,6 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--window-mb", type=float, default=64.0, help="at most this much is on the way")
     parser.add_argument("--skip-pathway", action="store_true")
+    parser.add_argument("--peers-keep-cached", action="store_true", help="peers neither sync nor drop what they wrote")
     parser.add_argument("--only", default="", help="ours, paho or pathway")
     parser.add_argument("--pathway-python", default=sys.executable)
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to be measured; default: TMPDIR")
@@ -77,6 +78,8 @@ def one_run(system: str, args: argparse.Namespace, folder: Path) -> dict[str, An
     broker = PinnedMosquitto(folder, args.broker_core)
     with (folder / "consumer.log").open("wb") as log:
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "PATHWAY_THREADS": "1"}
+        if args.peers_keep_cached:
+            environment["PEERS_KEEP_CACHED"] = "1"
         consumer = subprocess.Popen(
             consumer_command(system, broker.port, folder, args),
             stdout=log,
@@ -94,11 +97,13 @@ def one_run(system: str, args: argparse.Namespace, folder: Path) -> dict[str, An
         if args.profile and system == "ours":
             subprocess.Popen(["py-spy", "record", "-d", str(int(args.seconds)), "-f", "raw", "-o", args.profile,
                               "--threads", "--gil", "-p", str(consumer.pid)])  # fmt: skip
-        first_s, cpu = time.time(), cpu_seconds(consumer.pid)
-        broker_cpu = cpu_seconds(broker.process.pid) + cpu_seconds(publisher.pid)
+        first_s, cpu, kernel = time.time(), cpu_seconds(consumer.pid), cpu_seconds(consumer.pid, kernel_only=True)
+        broker_cpu, publisher_cpu = cpu_seconds(broker.process.pid), cpu_seconds(publisher.pid)
         time.sleep(args.seconds)
         last_s, cpu = time.time(), cpu_seconds(consumer.pid) - cpu
-        broker_cpu = cpu_seconds(broker.process.pid) + cpu_seconds(publisher.pid) - broker_cpu
+        kernel = cpu_seconds(consumer.pid, kernel_only=True) - kernel
+        broker_cpu = cpu_seconds(broker.process.pid) - broker_cpu
+        publisher_cpu = cpu_seconds(publisher.pid) - publisher_cpu
         output, _ = publisher.communicate(timeout=120)
         sent = json.loads(output.splitlines()[-1])
         rss_mb = memory_mb(consumer.pid)
@@ -114,8 +119,10 @@ def one_run(system: str, args: argparse.Namespace, folder: Path) -> dict[str, An
         "msamples_per_s": rows * N_SAMPLES / (last_s - first_s) / 1e6,
         "msamples_per_core_s": rows * N_SAMPLES / cpu / 1e6 if rows else 0.0,
         "cpu_us_per_chunk": cpu / rows * 1e6 if rows else float("nan"),
+        "kernel_us_per_chunk": kernel / rows * 1e6 if rows else 0.0,
         "consumer_core": cpu / (last_s - first_s),
         "broker_core": broker_cpu / (last_s - first_s),
+        "publisher_core": publisher_cpu / (last_s - first_s),
         "rss_mb": rss_mb,
         "sent": sent["sent"],
     }
@@ -190,7 +197,8 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
     result: dict[str, Any] = {"machine": rig.machine(), "repeats": max(len(r) for r in runs.values())}
     for system in runs:
-        for name in ("msamples_per_s", "msamples_per_core_s", "consumer_core", "broker_core"):
+        names = ("msamples_per_s", "msamples_per_core_s", "consumer_core", "broker_core", "publisher_core")
+        for name in (*names, "kernel_us_per_chunk"):
             result[f"{system}_{name}"] = round(median(system, name) or 0.0, 3)
     for other in ("pathway", "paho"):
         for name in ("msamples_per_s", "msamples_per_core_s"):

@@ -85,11 +85,11 @@ class PinnedMosquitto:
         self.process.wait()
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, all its threads."""
+def cpu_seconds(pid: int, *, kernel_only: bool = False) -> float:
+    """User and system time of a process, all its threads; or what of it the kernel took."""
     with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
-        fields = f.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        user, kernel = f.read().rpartition(")")[2].split()[11:13]
+    return (int(kernel) + (0 if kernel_only else int(user))) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mb(pid: int, what: str = "VmHWM") -> float:
@@ -142,9 +142,13 @@ class ChunkTemplate:
 
     def payload(self, seq: int, start_ns: int, accepted_ns: int, block: tuple[bytes, bytes]) -> bytes:
         """`block`: samples and their checksum, as `with_checksums` gives them."""
+        return b"".join(self.parts(seq, start_ns, accepted_ns, block))
+
+    def parts(self, seq: int, start_ns: int, accepted_ns: int, block: tuple[bytes, bytes]) -> tuple[bytes, ...]:
+        """What `payload` joins."""
         samples, crc = block
         parts = (self._to_seq, struct.pack(">I", seq), self._to_start, struct.pack(">Q", start_ns), self._to_accepted)
-        return b"".join((*parts, struct.pack(">Q", accepted_ns), self._to_block, samples, self._to_crc, crc))
+        return (*parts, struct.pack(">Q", accepted_ns), self._to_block, samples, self._to_crc, crc)
 
 
 def with_checksums(blocks: list[bytes]) -> list[tuple[bytes, bytes]]:
@@ -161,14 +165,15 @@ class ChunkPackets:
             for i in range(nodes)
         ]
         self._templates = [ChunkTemplate(spec, self._blocks[0][0]) for spec in specs]
+        # Up to the packet id.
+        self._heads = [packets.publish(1, t.topic, bytes(t.size), False, 4)[: -2 - t.size] for t in self._templates]
 
-    def packet(self, i: int, accepted_ns: int) -> bytes:
-        """Packet `i` (0, 1, ...): seq FIRST_SEQ + i // nodes of node i % nodes."""
-        template = self._templates[i % len(self._templates)]
-        second = i // len(self._templates)
+    def parts(self, i: int, accepted_ns: int) -> tuple[bytes, ...]:
+        """Packet `i` (0, 1, ...) in pieces: seq FIRST_SEQ + i // nodes of node i % nodes."""
+        second, node = divmod(i, len(self._templates))
         start_ns = START_NS + second * NS_PER_S
-        payload = template.payload(FIRST_SEQ + second, start_ns, accepted_ns, self._blocks[i % 64])
-        return packets.publish(i % 65_534 + 1, template.topic, payload, False, 4)
+        chunk = self._templates[node].parts(FIRST_SEQ + second, start_ns, accepted_ns, self._blocks[i % 64])
+        return (self._heads[node], struct.pack(">H", i % 65_534 + 1), *chunk)
 
 
 def segments_since(folder: Path, since_s: float) -> Iterator[tuple[float, Path]]:
