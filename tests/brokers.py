@@ -9,37 +9,42 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from infomae_stream.session import MqttSession
+from tests.waiting import PATIENCE_S, wait_until
+
 _MOSQUITTO = shutil.which("mosquitto") or shutil.which("/usr/sbin/mosquitto")
 HAS_MOSQUITTO = _MOSQUITTO is not None
+_given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody listens on, below those that the kernel gives to outgoing connections.
+    """A port that nobody listens on, another one each time, below those that the kernel gives to outgoing connections.
 
     Of those, one could be taken while a broker is down, even by the client that tries to reach it there.
     """
     for _ in range(200):
-        with socket.socket() as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                s.bind(("127.0.0.1", random.SystemRandom().randint(10_000, 32_000)))
-                return int(s.getsockname()[1])
+        port = random.SystemRandom().randint(10_000, 32_000)
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, suppress(OSError):
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tcp.bind(("127.0.0.1", port))
+            udp.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
     raise AssertionError("no free port")
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 20.0, what: str = "condition") -> None:
-    """Look again and again until `condition` holds; fail the test when it does not within `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s} s"
-        time.sleep(0.02)
+def end(session: MqttSession) -> None:
+    """Close it and see its thread end: a socket that it drops later would be a warning in whatever test runs then."""
+    session.close()
+    if session._thread.ident is not None:
+        session._thread.join(PATIENCE_S)
+        assert not session._thread.is_alive(), "the session's thread does not end"
 
 
 class Broker:
@@ -66,6 +71,7 @@ class Broker:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
         try:
             wait_until(self._listens, what=f"{self.kind} listening (see {self.log})")
+            assert self.process.poll() is None, self.log.read_text()
         except AssertionError:
             self.kill()
             raise
@@ -88,12 +94,14 @@ class Broker:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(10)
+            return self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
             raise
 
     def _listens(self) -> bool:
+        if self.process is not None and self.process.poll() is not None:
+            return True  # it ended: there is nothing to wait for
         with socket.socket() as s:
             return s.connect_ex(("127.0.0.1", self.port)) == 0

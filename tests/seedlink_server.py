@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 
 from collectors.sensing.seedlink_client import RECORD_BYTES
+from tests.waiting import PATIENCE_S
 
 
 class SeedLinkServer:
@@ -49,7 +50,7 @@ class SeedLinkServer:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE_S)
 
     def _listen(self) -> None:
         while True:

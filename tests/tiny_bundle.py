@@ -37,6 +37,7 @@ class TinyBundle:
         hop_s: float = 0.5,
         dim: int = DIM,
         n_golden: int = 2,
+        int8: bool = False,
     ) -> None:
         rng = np.random.default_rng(seed)
         self.fields: dict[str, Any] = {
@@ -70,6 +71,9 @@ class TinyBundle:
                 "encoder": f"encoder_{name}.onnx",
                 "dim": dim,
             }
+            if int8:
+                self.fields["modalities"][name]["encoder_int8"] = f"encoder_{name}.int8.onnx"
+        self.int8 = int8
         self.weights["head"] = rng.normal(size=(dim, len(CLASSES))).astype(np.float32)
         self.golden = Golden(windows_BCN, {})
         self.golden = Golden(windows_BCN, self._golden_scores())
@@ -94,15 +98,23 @@ class TinyBundle:
             f"encoder_{name}.onnx": encoder_graph(fe.shape_KTF, self.weights[name])
             for name, fe in self.front_ends.items()
         }
+        if self.int8:
+            encoders |= {
+                f"encoder_{name}.int8.onnx": int8_encoder_graph(fe.shape_KTF, self.weights[name])
+                for name, fe in self.front_ends.items()
+            }
         return {**encoders, "head.onnx": head_graph(self.weights["head"]), "golden.npz": self.golden.dump()}
 
     def write(self, path: Path, **replaced: bytes) -> BundleInfo:
         """`replaced`: member names with `_` for `.`, and their bytes."""
-        files = self.files()
-        for name, content in replaced.items():
-            stem, _, suffix = name.rpartition("_")
-            files[f"{stem}.{suffix}"] = content
+        files = self.files() | {member_name(name): content for name, content in replaced.items()}
         return write_bundle(path, self.fields, files, PRIVATE_KEY)
+
+
+def member_name(keyword: str) -> str:
+    """head_onnx -> head.onnx, encoder_a_int8_onnx -> encoder_a.int8.onnx."""
+    stem, _, suffix = keyword.replace("_int8_", ".int8_").rpartition("_")
+    return f"{stem}.{suffix}"
 
 
 def encoder_graph(shape_KTF: tuple[int, int, int], weights: NDArray[np.float32], input_name: str = "x") -> bytes:
@@ -112,18 +124,35 @@ def encoder_graph(shape_KTF: tuple[int, int, int], weights: NDArray[np.float32],
         helper.make_node("MatMul", ["flat", "w"], ["u"]),
     ]
     inputs = [helper.make_tensor_value_info(input_name, TensorProto.FLOAT, [1, *shape_KTF])]
-    return _model(nodes, inputs, "u", weights)
+    return _model(nodes, inputs, "u", [numpy_helper.from_array(weights, "w")], weights.shape[1])
+
+
+def int8_encoder_graph(shape_KTF: tuple[int, int, int], weights: NDArray[np.float32]) -> bytes:
+    """As encoder_graph, its product in int8: one scale a column of weights, one for the input as it comes."""
+    scale_D = np.abs(weights).max(axis=0).astype(np.float32) / np.float32(63)
+    steps = np.round(weights / scale_D).astype(np.int8)
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"], axis=1),
+        helper.make_node("DynamicQuantizeLinear", ["flat"], ["q", "q_scale", "q_zero"]),
+        helper.make_node("MatMulInteger", ["q", "steps", "q_zero"], ["product"]),
+        helper.make_node("Cast", ["product"], ["sum"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["q_scale", "scale"], ["scales"]),
+        helper.make_node("Mul", ["sum", "scales"], ["u"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, *shape_KTF])]
+    constants = [numpy_helper.from_array(steps, "steps"), numpy_helper.from_array(scale_D, "scale")]
+    return _model(nodes, inputs, "u", constants, weights.shape[1])
 
 
 def head_graph(weights: NDArray[np.float32]) -> bytes:
     """u (1, D) -> logits (1, Y)."""
     nodes = [helper.make_node("MatMul", ["u", "w"], ["logits"])]
     inputs = [helper.make_tensor_value_info("u", TensorProto.FLOAT, [1, weights.shape[0]])]
-    return _model(nodes, inputs, "logits", weights)
+    return _model(nodes, inputs, "logits", [numpy_helper.from_array(weights, "w")], weights.shape[1])
 
 
-def _model(nodes: list[Any], inputs: list[Any], output: str, weights: NDArray[np.float32]) -> bytes:
-    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, weights.shape[1]])]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(weights, "w")])
+def _model(nodes: list[Any], inputs: list[Any], output: str, constants: list[Any], width: int) -> bytes:
+    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, width])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return bytes(model.SerializeToString())

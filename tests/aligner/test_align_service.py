@@ -23,9 +23,10 @@ from infomae_stream.session import MqttSession
 from infomae_stream.topics import node_topic
 from storage import query
 from storage.lake import Lake
-from tests.brokers import Broker, wait_until
+from tests.brokers import Broker, end
 from tests.flows.test_learn_flow import CLASSES, SECONDS, rhythm, write_labels
 from tests.recordings import recording
+from tests.waiting import PATIENCE_S, json_lines, wait_until
 
 pytestmark = pytest.mark.slow
 DEADLINE_S = 240.0
@@ -101,7 +102,7 @@ class Hub:
     def stop(self, signum: int = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(signum)
-        return self.process.wait(30)
+        return self.process.wait(PATIENCE_S)
 
     def record(self, *sites: str) -> None:
         for site in sites:
@@ -124,9 +125,7 @@ class Hub:
         return status
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        parsed = [json.loads(line) for line in lines if line.startswith("{")]
-        return [line for line in parsed if line["event"] == name]
+        return [line for line in json_lines(self.log) if line["event"] == name]
 
 
 @pytest.fixture
@@ -151,19 +150,22 @@ def test_pairs_become_a_bundle_on_every_node_and_a_kill_changes_nothing(hub: Hub
     node.publish(node_topic("s01", "s01-watch", "birth"), b'{"v": 1, "streams": []}', retain=True)
     try:
         hub.record("s01", "s02", "s03", "s06", "s07")
-        hub.start()
         # Killed in mid-training: its child ends too, no bundle is told, and the next start runs anew.
+        short = hub.config.read_text()
+        hub.config.write_text(short.replace("steps = 20,", "steps = 100_000,"))  # so that it cannot end before
+        hub.start()
         started = until(lambda: hub.events("alignment_started"), "a run")[0]
         until(lambda: hub.events("training_progress"), "progress")
         hub.stop(signal.SIGKILL)
         until(lambda: not alive(started["pid"]), "the end of the orphaned training process")
         assert not list((hub.folder / "aligner" / "bundles").glob("*.zip"))
+        hub.config.write_text(short)
         hub.start()
         released = until(lambda: hub.events("bundle_released"), "a release")[0]
         message = until(lambda: node.poll(0.5), "bundle/desired")[-1]
         desired = json.loads(message.payload)
         assert desired == {"v": 1, **{k: released[k] for k in ("version", "sha256", "url")}}
-        with urllib.request.urlopen(desired["url"], timeout=10) as answer:
+        with urllib.request.urlopen(desired["url"], timeout=PATIENCE_S) as answer:
             (hub.folder / "got.zip").write_bytes(answer.read())
         bundle = open_bundle(hub.folder / "got.zip", [hub.public], now_ns=time.time_ns(), min_version=0)
         assert (bundle.version, bundle.sha256) == (1, desired["sha256"])
@@ -181,17 +183,18 @@ def test_pairs_become_a_bundle_on_every_node_and_a_kill_changes_nothing(hub: Hub
         until(lambda: len(hub.events("alignment_evaluated")) == 2, "a second run")
         until(lambda: len(query.read_runs(hub.lake)) == 2, "its row in the lake")
         assert hub.events("alignment_evaluated")[1]["stage_1"].startswith("reused from run ")
-        serving = hub.status["bundle"]["version"]
         assert hub.stop() == 0
+        before = hub.status  # its last word: while it runs, the file may be older than the lake
+        serving = before["bundle"]["version"]
 
         # Started again, everything is as it was.
         hub.start()
         until(lambda: len(hub.events("align_started")) == 3, "the third start")
-        until(lambda: hub.status.get("runs"), "the status")
+        until(lambda: hub.status["updated_ns"] > before["updated_ns"], "its first status")
         assert hub.status["bundle"]["version"] == serving and len(hub.status["runs"]) == 2
         assert hub.stop() == 0
     finally:
-        node.close()
+        end(node)
 
 
 def test_a_run_that_fails_is_told_and_matching_goes_on(hub: Hub) -> None:

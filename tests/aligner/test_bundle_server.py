@@ -10,6 +10,7 @@ import pytest
 
 from aligner.bundle_server import BundleServer
 from infomae_stream.telemetry import EventLog
+from tests.waiting import PATIENCE_S
 
 CONTENT = bytes(range(256)) * 700  # several pieces
 
@@ -32,7 +33,7 @@ def server(tmp_path: Path) -> Iterator[BundleServer]:
 def get(
     server: BundleServer, path: str, byte_range: str = "", method: str = "GET"
 ) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=PATIENCE_S)
     try:
         connection.request(method, path, headers={"Range": byte_range} if byte_range else {})
         answer = connection.getresponse()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,12 @@ import torch
 
 from aligner.align import AlignmentReport
 from aligner.config import FrontEndConfig, TrainConfig
-from aligner.evaluation import Score
-from aligner.export import export_model
+from aligner.evaluation import Score, macro_f1
+from aligner.export import export_int8, export_model, outputs
 from aligner.gates import GATES, Candidate, Verdict, judge_all
 from aligner.model import Model
 from aligner.monitors import Monitors
+from aligner.subsets import predict
 from aligner.train import Evaluation, front_end_for
 from aligner.trainset import ModalityWindows, TrainSet
 from infomae_stream.hub_config import GateSettings
@@ -44,6 +46,8 @@ def candidate(tmp_path_factory: pytest.TempPathFactory) -> Candidate:
     }
     fronts = {name: front_end_for(w, FrontEndConfig()) for name, w in windows.items()}
     model = Model(fronts, ("rest", "walk"), config).eval()
+    for name in fronts:  # as if it had been fitted: untrained it is zero
+        torch.nn.init.normal_(model.part(name).compress.weight)
     monitors = Monitors({"phone_imu.u": 4.0, "watch_imu.u": 3.0, "watch_imu.v": 1.0}, {}, {}, {})
     report = AlignmentReport("infomae", 100, 500, 1.0, {"shared": 0.5}, monitors)
     evaluation = Evaluation("phone_imu", "watch_imu", score(0.2), score(0.6), score(0.7), score(0.7), {}, ("s10",))
@@ -119,3 +123,55 @@ def test_a_graph_of_other_weights_fails(candidate: Candidate) -> None:
 
 def test_gates_see_the_validation_set_only(candidate: Candidate) -> None:
     assert not any("test" in name for name in Candidate.__dataclass_fields__)
+
+
+@pytest.fixture
+def sure(candidate: Candidate) -> Candidate:
+    """The candidate with its own predictions for truth: fp32 scores 1, and every difference costs."""
+    model = candidate.model
+    windows = {
+        name: replace(w, label_B=model.scores({name: w.x_BCN}).argmax(axis=1).astype(np.int64))
+        for name, w in candidate.validation.modalities.items()
+    }
+    assert all(len(np.unique(w.label_B)) == 2 for w in windows.values())
+    return replace(candidate, validation=TrainSet(windows, {}, model.classes))
+
+
+def int8_verdict(candidate: Candidate, **int8: Path) -> Verdict:
+    return verdicts(replace(candidate, int8=int8))["int8_accuracy"]
+
+
+def test_int8_that_costs_nothing_goes_into_the_bundle(sure: Candidate) -> None:
+    graphs = {name: path for name, path in sure.graphs.items() if name != "head"}
+    verdict = int8_verdict(sure, **graphs)  # fp32 in the place of int8: not a window differs
+    assert (verdict.passed, verdict.value, verdict.leaves_out) == (True, 0.0, ())
+
+
+def test_int8_that_costs_too_much_stays_out_and_the_candidate_passes(sure: Candidate) -> None:
+    swapped = {"phone_imu": sure.graphs["watch_imu"], "watch_imu": sure.graphs["watch_imu"]}
+    windows = sure.validation.modalities["phone_imu"]
+    u_BD = outputs(swapped["phone_imu"], sure.model.spectrograms("phone_imu", windows.x_BCN).numpy())
+    cost = 1 - macro_f1(windows.label_B, predict(sure.model, u_BD), 2)
+    verdict = int8_verdict(sure, **swapped)
+    assert verdict.value == pytest.approx(cost) and cost > 0.005
+    assert verdict.passed and verdict.leaves_out == ("int8",) and "phone_imu, so it is left out" in verdict.reason
+
+
+def test_int8_that_nobody_could_measure_stays_out(candidate: Candidate, sure: Candidate) -> None:
+    assert int8_verdict(sure).leaves_out == ("int8",)
+    unlabelled = {n: replace(w, label_B=np.full(len(w), -1)) for n, w in sure.validation.modalities.items()}
+    blind = replace(sure, validation=TrainSet(unlabelled, {}, sure.model.classes))
+    assert int8_verdict(blind, phone_imu=sure.graphs["phone_imu"]).leaves_out == ("int8",)
+
+
+def test_the_int8_twins_of_a_model_are_near_it(sure: Candidate, tmp_path: Path) -> None:
+    graphs = {name: tmp_path / path.name for name, path in sure.graphs.items()}
+    for name, path in graphs.items():
+        path.write_bytes(sure.graphs[name].read_bytes())
+    int8 = export_int8(graphs)
+    assert set(int8) == {"phone_imu", "watch_imu"}
+    for name, path in int8.items():
+        x_BKTF = sure.model.spectrograms(name, sure.validation.modalities[name].x_BCN).numpy()
+        u_BD, twin_BD = outputs(graphs[name], x_BKTF), outputs(path, x_BKTF)
+        assert 0 < np.abs(u_BD - twin_BD).max() < 0.1 * np.abs(u_BD).max()
+        assert path.stat().st_size < graphs[name].stat().st_size

@@ -167,7 +167,7 @@ def trimmed(chunk: Chunk, first: int, end: int) -> Chunk:
     return replace(chunk, start_ns=start_ns, samples_CN=chunk.samples_CN[:, first:end])
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32 - 1))
 def test_any_order_of_arrival_ends_in_the_same_rows_and_counts(
     tmp_path_factory: pytest.TempPathFactory, seed: int

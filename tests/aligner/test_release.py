@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from aligner.config import FrontEndConfig, TrainConfig
-from aligner.export import export_model
+from aligner.export import export_int8, export_model
 from aligner.model import Model
 from aligner.release import Releases, Rollout
 from aligner.run_files import CANDIDATE, GOLDEN, HEAD
@@ -42,7 +43,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     front_end = front_end_for(windows, FrontEndConfig())
     model = Model({"phone_imu": front_end}, ("rest", "walk"), config).eval()
-    export_model(model, folder)
+    int8 = export_int8(export_model(model, folder))["phone_imu"].name
     golden = golden_vectors(model, TrainSet({"phone_imu": windows}, {}, model.classes))
     (folder / GOLDEN).write_bytes(golden.dump())
     spec = imu_spec("s01", "phone")
@@ -57,9 +58,10 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "max_gap_s": 0.2,
         "front_end": front_end.to_dict(),
         "encoder": "encoder_phone_imu.onnx",
+        "encoder_int8": int8,
         "dim": 8,
     }
-    names = ["encoder_phone_imu.onnx", HEAD, GOLDEN]
+    names = ["encoder_phone_imu.onnx", int8, HEAD, GOLDEN]
     candidate = {
         "run": 3,
         "classes": ["rest", "walk"],
@@ -74,6 +76,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "code_version": "0.1.0",
         },
         "stage_1": "trained",
+        "validation": {"subsets": [{"modalities": ["phone_imu"], "macro_f1": 0.75, "windows": 20}]},
         "verdicts": [{"gate": "finite", "passed": True, "value": 0.0, "limit": 0.0, "reason": "fine"}],
         "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names},
     }
@@ -108,6 +111,7 @@ def test_versions_rise_and_the_pointer_names_the_newest(run_folder: Path, tmp_pa
     assert bundle.manifest.lineage["tables"] == {"chunks": 41, "pairs": 7, "labels": 2}
     assert bundle.manifest.gates["finite"]["passed"] is True
     assert bundle.manifest.expires_ns == 20 + 86_400 * 10**9
+    assert bundle.manifest.has_int8 and bundle.manifest.subsets[0].macro_f1 == 0.75
 
 
 def test_killed_before_the_pointer_the_old_one_serves_and_no_version_comes_twice(
@@ -133,15 +137,26 @@ def test_what_no_gate_judged_is_not_released(copy_of_run: Callable[..., Path], t
         Releases(tmp_path / "b").release(copy_of_run(verdicts=[]), PRIVATE, now_ns=1, expires_days=1)
 
 
+@pytest.mark.parametrize("name", [HEAD, "encoder_phone_imu.int8.onnx"])
 def test_a_file_changed_after_the_gates_looked_is_not_released(
-    copy_of_run: Callable[..., Path], tmp_path: Path
+    copy_of_run: Callable[..., Path], tmp_path: Path, name: str
 ) -> None:
     folder = copy_of_run()
-    content = bytearray((folder / HEAD).read_bytes())
+    content = bytearray((folder / name).read_bytes())
     content[-1] ^= 1
-    (folder / HEAD).write_bytes(content)
-    with pytest.raises(TrainingError, match=r"head\.onnx: not the file that the gates judged"):
+    (folder / name).write_bytes(content)
+    with pytest.raises(TrainingError, match=f"{re.escape(name)}: not the file that the gates judged"):
         Releases(tmp_path / "b").release(folder, PRIVATE, now_ns=1, expires_days=1)
+
+
+def test_int8_that_the_gates_left_out_stays_out(copy_of_run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = copy_of_run()
+    candidate = json.loads((folder / CANDIDATE).read_text())
+    candidate["modalities"]["phone_imu"]["encoder_int8"] = None
+    (folder / CANDIDATE).write_text(json.dumps(candidate), encoding="utf-8")
+    released = Releases(tmp_path / "b").release(folder, PRIVATE, now_ns=1, expires_days=1)
+    bundle = open_bundle(tmp_path / "b" / released.file, [PUBLIC], now_ns=2, min_version=0)
+    assert not bundle.manifest.has_int8 and set(bundle.files) == {"encoder_phone_imu.onnx", HEAD, GOLDEN}
 
 
 def test_a_run_that_did_not_end_is_not_released(copy_of_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -20,8 +19,9 @@ from infomae_stream.outbox import Outbox
 from infomae_stream.session import MqttSession
 from infomae_stream.topics import node_topic, parse_topic
 from infomae_stream.wire import Ack, decode_chunk, encode_ack, seq_ranges
-from tests.brokers import Broker, free_port, wait_until
+from tests.brokers import Broker, end, free_port
 from tests.recording_files import T0_MS, write_csv, write_excerpt
+from tests.waiting import PATIENCE_S, json_lines, metrics_of, sample, wait_until
 
 HEAVY = ("torch", "duckdb", "pyarrow", "deltalake", "pandas", "amqtt", "onnxruntime", "obspy", "soundfile")
 
@@ -56,15 +56,17 @@ class Hub:
 
 
 class Collect:
-    """The process; its log as JSON lines."""
+    """The process; `events` are those of the last start."""
 
     def __init__(self, config: Path) -> None:
         self._config = config
         self._log: IO[bytes] = (config.parent / "collect.log").open("ab")
+        self._began = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "infomae_stream.cli", "node", "collect", "--config", str(self._config)]
+        self._began = (self._config.parent / "collect.log").stat().st_size
         self.process = subprocess.Popen(command, stderr=self._log)
 
     def kill(self) -> None:
@@ -75,11 +77,10 @@ class Collect:
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE_S)
 
     def events(self) -> list[str]:
-        lines = (self._config.parent / "collect.log").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["event"] for line in lines if line.startswith("{")]
+        return [line["event"] for line in json_lines(self._config.parent / "collect.log", self._began)]
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -127,7 +128,7 @@ def hub(broker: Broker) -> Iterator[Hub]:
     made = Hub(broker.port)
     wait_until(lambda: made.session.connected)
     yield made
-    made.session.close()
+    end(made.session)
 
 
 def truth(folder: Path, node: str) -> list[dict[str, object]]:
@@ -151,7 +152,7 @@ def test_nothing_is_lost_or_doubled_when_node_and_broker_are_killed(tmp_path: Pa
                 hub.work()
                 return len(hub.times.get("s01-watch", ())) >= enough
 
-            wait_until(arrived, 60, what=f"{seconds} s of data at the hub")
+            wait_until(arrived, what=f"{seconds} s of data at the hub")
             if seconds == 25:
                 broker.kill()
                 broker.start()
@@ -162,14 +163,13 @@ def test_nothing_is_lost_or_doubled_when_node_and_broker_are_killed(tmp_path: Pa
             hub.work()
             return "outbox_drained" in node.events()
 
-        wait_until(drained, 90, what="everything acknowledged")
-        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=5) as answer:
-            metrics = answer.read().decode()
-        assert 'infomae_outbox_bytes{node="s01-phone",site="s01"} 0.0' in metrics
-        resident = float(metrics.split("\ninfomae_process_resident_bytes ")[1].split("\n")[0])
-        assert resident < 100e6
+        wait_until(drained, what="everything acknowledged")
+        empty = 'infomae_outbox_bytes{node="s01-phone",site="s01"} 0.0\n'
+        wait_until(lambda: empty in metrics_of(metrics_port), what="an empty outbox in the metrics")
+        assert 10e6 < sample(metrics_port, "infomae_process_resident_bytes") < 100e6
         assert node.stop() == 0
-        wait_until(lambda: hub.work() or hub.told["s01-watch/status"][-1] == b'{"v": 1, "state": "offline"}')
+        offline = b'{"v": 1, "state": "offline"}'
+        wait_until(lambda: hub.work() or hub.told["s01-watch/status"][-1] == offline, what="the good-bye")
     finally:
         node.close()
     expected = {(T0_MS + t) * 1_000_000 for t in times}
@@ -210,7 +210,7 @@ def test_the_wanted_bundle_reaches_the_outbox_and_the_observed_one_the_hub(tmp_p
         assert node.process is not None and node.process.poll() is None
     finally:
         node.close()
-        hub.session.close()
+        end(hub.session)
         broker.stop()
 
 

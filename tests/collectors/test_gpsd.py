@@ -13,7 +13,8 @@ from collectors.clock_quality import ClockReader
 from collectors.gpsd import WATCH, Gpsd
 from infomae_stream.clock import ManualClock
 from infomae_stream.node_config import ClockSettings
-from tests.brokers import free_port, wait_until
+from tests.brokers import free_port
+from tests.waiting import PATIENCE_S, wait_until
 
 
 class GpsdDouble:
@@ -21,6 +22,7 @@ class GpsdDouble:
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(PATIENCE_S)
         self.port = int(self._listener.getsockname()[1])
         self._peer: socket.socket | None = None
 
@@ -117,7 +119,7 @@ def test_garbage_and_a_restart_of_gpsd_are_borne(gpsd: GpsdDouble) -> None:
     wait_until(lambda: "TPV" in client._reports or client.ask())
     assert client.ask() is None
     gpsd.close()
-    wait_until(lambda: client.ask() is None and client._buffer == b"")
+    wait_until(lambda: client.ask() is None and client._socket is None, what="the end noticed")
     client.ask()  # connects again
     gpsd.say(fix(), pulse("PPS", 7))
     wait_until(lambda: client.ask() is not None)

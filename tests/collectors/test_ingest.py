@@ -277,7 +277,7 @@ def test_what_comes_while_a_batch_is_stored_goes_into_the_next_one(tmp_path: Pat
     for seq in (1, 2, 3):
         ingest.take(TOPIC, encode_chunk(make_chunk(seq)))
     batch = ingest.seal(most_bytes=4_000)
-    assert [taken.identity[1] for taken in batch.messages if taken.identity] == [1, 2]
+    assert [taken.identity[1] for taken in batch.good] == [1, 2]
     ingest.take(TOPIC, encode_chunk(make_chunk(4)))
     assert ingest.seal() is batch, "one batch at a time, until it is stored"
     assert 4 * 1_200 < ingest.inflight_bytes < 4 * 4_000, "what is being stored still counts"
@@ -336,10 +336,12 @@ def test_the_identity_a_message_claims_is_found_in_a_part_of_it() -> None:
 
 
 def test_of_what_was_stored_lately_the_oldest_is_forgotten_first() -> None:
-    recent, a, b = RecentContents(5), ("s", "a", "e"), ("s", "b", "e")
-    recent.remember([((a, 1), 11), ((b, 1), 12)])
-    recent.remember([((a, 2), 13), ((a, 3), 14)])
+    recent, a, b = RecentContents(4), ("s", "a", "e"), ("s", "b", "e")
+    for key, hashes in ((a, {1: 11}), (b, {1: 12}), (a, {2: 13, 3: 14})):
+        recent.remember(key, hashes)
     recent.forget((a, 3))
-    recent.remember([((a, 4), 15), ((a, 5), 16)])
+    recent.remember(a, {4: 15, 5: 16})
+    assert recent.get((a, 1)) == 11, "until the batch is told"
+    recent.forget_oldest()
     assert [recent.get((a, seq)) for seq in (1, 2, 3, 4)] == [None, 13, None, 15]
     assert (b, 1) not in recent and b not in recent._hashes

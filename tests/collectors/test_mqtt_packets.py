@@ -101,3 +101,16 @@ def test_a_connect_carries_the_will_and_the_password() -> None:
     assert packet[2:] == b"\x00\x04MQTT\x04\xec\x00\x1e\x00\x02id\x00\x01w\x00\x04gone\x00\x04user\x00\x06secret"
     with_properties = packets.connect(login, 5)
     assert b"\x11\x00\x00\x00\x3c\x21\x03\xe8" in with_properties
+
+
+def test_lengths_are_read_as_the_standard_writes_them() -> None:
+    # MQTT 3.1.1, table 2.4: the least and the greatest value of each number of bytes.
+    table = {0: "00", 127: "7f", 128: "8001", 16_383: "ff7f", 16_384: "808001", 2_097_151: "ffff7f",
+             2_097_152: "80808001", 268_435_455: "ffffff7f"}  # fmt: skip
+    for value, written in table.items():
+        data = b"\x30" + bytes.fromhex(written)
+        assert packets.read_varint(data, 1) == (value, len(data))
+        with pytest.raises(IndexError):
+            packets.read_varint(data[:-1], 1)
+    with pytest.raises(ProtocolError, match="four bytes"):
+        packets.read_varint(b"\x80\x80\x80\x80\x01", 0)

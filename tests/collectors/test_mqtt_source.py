@@ -21,8 +21,9 @@ from collectors.sources import Reading
 from collectors.sources.mqtt import MqttSource
 from infomae_stream.clock import NS_PER_S, SystemClock
 from infomae_stream.errors import ConfigError, DataError
-from tests.brokers import Broker, free_port, wait_until
+from tests.brokers import Broker, free_port
 from tests.sensor_rig import Rig, pieces_of, samples_of
+from tests.waiting import PATIENCE_S, wait_until
 
 T = 1_700_000_000
 OPTIONS: dict[str, Any] = {
@@ -152,7 +153,7 @@ class Publisher:
         self._client.loop_start()
 
     def send(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        self._client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(10)
+        self._client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(PATIENCE_S)
 
     def close(self) -> None:
         self._client.disconnect()

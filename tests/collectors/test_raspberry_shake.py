@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,30 +18,29 @@ from collectors.sources import Reading
 from collectors.sources.raspberry_shake import RaspberryShakeSource, format_datagram, parse_datagram
 from infomae_stream.clock import NS_PER_S, ManualClock, SystemClock
 from infomae_stream.errors import ConfigError, SourceError
-from tests.brokers import free_port, wait_until
+from tests.brokers import free_port
 from tests.sensor_rig import Rig, pieces_of, samples_of
+from tests.waiting import send_datagram, wait_until
 
 T0 = 1_582_315_130_292_000_000
 BLOCK = 250_000_000
 
 
 class Shake:
-    """The source on a free loopback port, and a socket that sends to it."""
+    """The source on a free loopback port, and what sends to it."""
 
     def __init__(self, folder: Path, **options: object) -> None:
         self.clock = ManualClock(T0 + BLOCK)
         self.rig = Rig(folder, self.clock)
         raw = {"type": "raspberry_shake", "station": "R1234", "port": 0, **options}
         self.source: RaspberryShakeSource = self.rig.make(**raw)
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     def send(self, *datagrams: bytes) -> list[Reading]:
         for datagram in datagrams:
-            self.socket.sendto(datagram, self.source.address)
-        return list(self.source.poll(0.0))  # on loopback a datagram is there when sendto returns
+            send_datagram(datagram, self.source._socket)
+        return list(self.source.poll(0.0))
 
     def close(self) -> None:
-        self.socket.close()
         self.source.close()
 
 
@@ -214,7 +212,7 @@ def test_a_taken_port_is_told_with_the_fix(shake: Shake, make_shake: Callable[..
 def test_what_the_kernel_drops_is_counted(make_shake: Callable[..., Shake]) -> None:
     made = make_shake(receive_buffer_bytes=4096)
     for k in range(200):
-        made.socket.sendto(block(k), made.source.address)
+        send_datagram(block(k), made.source._socket)
     got = made.source.poll(0.0)
     # The kernel tells with the next datagram that finds room.
     got += made.send(block(200))
@@ -269,7 +267,7 @@ def test_the_command_feeds_a_source_through_the_network(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     readings: list[Reading] = []
     try:
-        wait_until(lambda: readings.extend(source.poll(0.1)) or len(readings) >= 8, 30, what="datagrams")
+        wait_until(lambda: readings.extend(source.poll(0.1)) or len(readings) >= 8, what="datagrams")
     finally:
         process.kill()
         process.wait()

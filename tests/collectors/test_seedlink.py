@@ -14,10 +14,11 @@ from collectors.chunker import Chunker
 from collectors.sources import Position, Reading
 from collectors.sources.seedlink import SeedLinkSource
 from infomae_stream.clock import NS_PER_S, SystemClock
-from tests.brokers import free_port, wait_until
+from tests.brokers import free_port
 from tests.seedlink_server import SeedLinkServer
 from tests.sensor_files import T0_NS, miniseed_bytes
 from tests.sensor_rig import Rig, pieces_of, samples_of
+from tests.waiting import PATIENCE_S, wait_until
 
 pytest.importorskip("obspy")
 
@@ -46,7 +47,7 @@ def collect(source: SeedLinkSource, n_samples: int) -> list[Reading]:
         readings.extend(source.poll(0.05))
         return sum(r.samples_CN.shape[1] for r in readings) >= n_samples
 
-    wait_until(enough, 30, what=f"{n_samples} samples")
+    wait_until(enough, what=f"{n_samples} samples")
     return readings
 
 
@@ -179,7 +180,7 @@ def test_obspys_own_client_understands_the_double(server: SeedLinkServer) -> Non
     """So that our client is not tested against its own misunderstanding."""
     from obspy.clients.seedlink.client.seedlinkconnection import SeedLinkConnection
 
-    connection = SeedLinkConnection(timeout=20)
+    connection = SeedLinkConnection(timeout=PATIENCE_S)
     connection.set_sl_address(f"127.0.0.1:{server.port}")
     connection.netdly = 1
     connection.add_stream("AM", "R1234", "00EHZ", -1, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from infomae_stream.clock import ManualClock
 from infomae_stream.outbox import Outbox
 from infomae_stream.telemetry import EventLog, Telemetry
 from infomae_stream.types import ClockQuality
+from tests.waiting import send_datagram
 
 LABELS = {"site": "s01", "node": "s01-node"}
 
@@ -63,18 +63,17 @@ class Node:
             log=log,
             **LABELS,
         )
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     def send(self, counts: Any, rate_hz: float = 100.0) -> None:
         """A second's worth, and the second passes."""
         for k in range(0, 100, 25):
             datagram = format_datagram("EHZ", self.clock.now_ns(), counts[k : k + 25])
-            self._socket.sendto(datagram, self.source.address)
+            send_datagram(datagram, self.source._socket)
             self.clock.advance(25 / rate_hz)
             self.intake.poll()
 
     def raw(self, data: bytes) -> None:
-        self._socket.sendto(data, self.source.address)
+        send_datagram(data, self.source._socket)
         self.intake.poll()
 
     def value(self, name: str, **labels: str) -> float:
@@ -83,7 +82,6 @@ class Node:
     def close(self) -> None:
         self.intake.close()
         self.outbox.close()
-        self._socket.close()
 
 
 def test_a_sick_sensor_shows_in_the_metrics(tmp_path: Path) -> None:
@@ -119,7 +117,6 @@ def test_every_chunk_carries_the_quality_of_the_clock_that_timed_it(tmp_path: Pa
     assert (chunk.clock.source, chunk.clock.uncertainty_ns) == ("raspberry_shake", 5_000_000)
     assert chunk.clock.monotonic_ns == chunk.start_ns
     node.outbox.close()
-    node._socket.close()
 
 
 def test_a_refusal_is_told_at_once_and_then_once_a_minute_with_its_number(caplog: pytest.LogCaptureFixture) -> None:

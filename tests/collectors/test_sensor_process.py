@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 import textwrap
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests.brokers import free_port, wait_until
+from tests.brokers import free_port
 from tests.sensor_files import T0_S
+from tests.waiting import PATIENCE_S, json_lines, metrics_of, wait_until
 
 
 @pytest.mark.slow
@@ -58,8 +57,13 @@ def test_a_shake_a_file_and_a_sensor_that_is_not_there(tmp_path: Path) -> None:
     truth = tmp_path / "truth" / "s01-node.jsonl"
 
     def counted(stream: str) -> int:
-        lines = truth.read_text(encoding="utf-8").splitlines() if truth.exists() else []
-        return sum(r["n_samples"] for r in map(json.loads, lines) if r["stream"] == stream)
+        return sum(r["n_samples"] for r in json_lines(truth) if r["stream"] == stream)
+
+    def no_device() -> bool:
+        failed = [e for e in json_lines(tmp_path / "log") if e["event"] == "source_failed"]
+        return any("there is no device 'none'" in e["reason"] for e in failed)
+
+    refused = 'infomae_source_refused_total{node="s01-node",reason="row",site="s01",stream="csv"} 1.0'
 
     with (tmp_path / "log").open("wb") as log:
         node = subprocess.Popen([*program, "node", "collect", "--config", str(config)], stderr=log)
@@ -67,15 +71,12 @@ def test_a_shake_a_file_and_a_sensor_that_is_not_there(tmp_path: Path) -> None:
             [*program, "sensor", "simulate-shake", "--to", f"127.0.0.1:{udp}"], stderr=subprocess.DEVNULL
         )
         try:
-            wait_until(lambda: counted("ehz") >= 200 and counted("csv") == 500, 60, what="samples of both")
-            with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as answer:
-                said = answer.read().decode()
+            wait_until(lambda: counted("ehz") >= 200 and counted("csv") == 500, what="samples of both")
+            wait_until(lambda: refused in metrics_of(metrics), what="the last row refused")
+            wait_until(no_device, what="the missing sensor told")
             node.send_signal(signal.SIGTERM)
-            assert node.wait(30) == 0
+            assert node.wait(PATIENCE_S) == 0
         finally:
             for process in (node, shake):
                 process.kill()
                 process.wait()
-    assert 'infomae_source_refused_total{node="s01-node",reason="row",site="s01",stream="csv"} 1.0' in said
-    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
-    assert any(e["event"] == "source_failed" and "there is no device 'none'" in e["reason"] for e in events)

@@ -14,9 +14,10 @@ from infomae_stream.outbox import Outbox
 from storage import query
 from storage.lake import Lake
 from storage.verify import compare
-from tests.brokers import Broker, free_port, wait_until
+from tests.brokers import Broker, free_port
 from tests.collectors.test_collect_process import Collect
 from tests.faults.hub_process import IngestProcess
+from tests.waiting import wait_until
 
 SECONDS = 150
 DETECTIONS = 30
@@ -82,11 +83,11 @@ def test_after_a_long_outage_the_lake_has_all_but_audio_and_a_gap_record_for_tha
         node.start()
         wait_until(lambda: "collect_started" in node.events() and outbox_file.exists(), what="the node's outbox")
         put_detections(outbox_file)
-        wait_until(lambda: "sources_finished" in node.events(), 120, what="the scene over, with no broker")
+        wait_until(lambda: "sources_finished" in node.events(), what="the scene over, with no broker")
         assert outbox_file.stat().st_size < 2_000_000
         broker.start()
         ingest.start()
-        wait_until(lambda: "outbox_drained" in node.events(), 60, what="everything acknowledged")
+        wait_until(lambda: "outbox_drained" in node.events(), what="everything acknowledged")
         assert node.stop() == 0
         assert ingest.stop() == 0
     finally:

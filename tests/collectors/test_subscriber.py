@@ -10,8 +10,9 @@ from infomae_stream.errors import ConnectionFailed
 from infomae_stream.node_config import MqttSettings
 from infomae_stream.session import MqttSession
 from infomae_stream.topics import stream_topic
-from tests.brokers import Broker, wait_until
+from tests.brokers import Broker, end
 from tests.security.sites import HAS_MOSQUITTO, TlsSite
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ def test_a_hub_that_does_not_read_still_says_what_it_has_stored(tmp_path: Path) 
         assert not hub.publish_once("ack", b"without a connection")
         for session in (hub, node):
             session.start()
-            stack.callback(session.close)
+            stack.callback(end, session)
         wait_until(lambda: hub.connected and node.connected, what="connection")
         for _ in range(400):
             assert node.publish("x", bytes(10_000))
@@ -53,7 +54,7 @@ def test_of_a_shared_subscription_each_message_goes_to_exactly_one(tmp_path: Pat
         node = MqttSession(settings, "node")
         for session in (*hubs, node):
             session.start()
-            stack.callback(session.close)
+            stack.callback(end, session)
         got: list[list[bytes]] = [[], []]
 
         def take() -> list[list[bytes]]:
@@ -92,7 +93,7 @@ def test_a_hub_with_a_certificate_of_the_site_is_let_in_and_one_without_is_told_
         bare = Subscriber(site.settings().model_copy(update={"cert_file": "", "key_file": ""}), "bare")
         for session in (hub, node, bare):
             session.start()
-            stack.callback(session.close)
+            stack.callback(end, session)
         wait_until(lambda: hub.connected and node.connected, what="connections")
         got: list[bytes] = []
 

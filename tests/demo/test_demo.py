@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import tomllib
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,18 @@ from demo import summary
 from demo.alignment_story import Story
 from demo.deployment import Deployment
 from demo.people import REDUCED
-from demo.processes import find_mosquitto, free_ports
+from demo.processes import find_mosquitto
 from demo.story_loop import play
 from demo.watching import Facts
+from tests.brokers import free_port
+from tests.demo.hold import Hold
 from tests.deploy.test_dashboard import PANELS, without_variables
+from tests.waiting import PATIENCE_S, json_lines, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")]
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 240.0
+LIMIT_S = 900.0  # some 60 s suffice where nothing else runs
 # Queries that have an answer only when something goes wrong.
 OF_TROUBLE = (
     "infomae_samples_refused_total",
@@ -56,9 +61,15 @@ OF_TROUBLE = (
 )
 
 
-def run_demo(out: Path, *options: str) -> subprocess.Popen[str]:
+def run_demo(out: Path, *options: str) -> subprocess.Popen[bytes]:
+    """What it says goes to `said(out)`: nobody reads a pipe meanwhile, and it would fill up."""
     command = [sys.executable, "-m", "demo", "--reduced", "--plain", "--out", str(out), "--seconds", str(LIMIT_S)]
-    return subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with said(out).open("wb") as file:
+        return subprocess.Popen([*command, *options], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+
+
+def said(out: Path) -> Path:
+    return out.with_suffix(".txt")
 
 
 @dataclass
@@ -66,10 +77,12 @@ class Prometheus:
     """A real one, with the configuration of deploy/ aimed at the ports that the demo chose."""
 
     folder: Path
-    port: int = field(default_factory=lambda: free_ports(1)[0])
+    port: int = field(default_factory=free_port)  # not of the range that the demo's are of
+    began_s: float = 0.0
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, out: Path) -> None:
+        self.began_s = time.time()
         files = {
             name: tomllib.loads((out / f"{name}.toml").read_text())["metrics"] for name in ("phones", "watches", "hub")
         }
@@ -92,18 +105,28 @@ class Prometheus:
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
 
     def ask(self, promql: str) -> list[Any]:
-        """The answer's series; empty while it does not answer."""
-        url = f"http://127.0.0.1:{self.port}/api/v1/query?" + urllib.parse.urlencode({"query": promql})
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                return list(json.load(answer)["data"]["result"])
-        except OSError:
-            return []
+        """The series now."""
+        return self._get("query", query=promql)
+
+    def ask_of_all_times(self, promql: str) -> list[Any]:
+        """The series that there were at some second since it was started."""
+        return self._get("query_range", query=promql, start=str(self.began_s), end=str(time.time()), step="1")
+
+    def up(self) -> bool:
+        """It answers, and has scraped something."""
+        with suppress(OSError, http.client.HTTPException):
+            return bool(self.ask("infomae_build_info"))
+        return False
+
+    def _get(self, what: str, **parameters: str) -> list[Any]:
+        url = f"http://127.0.0.1:{self.port}/api/v1/{what}?" + urllib.parse.urlencode(parameters)
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+            return list(json.load(answer)["data"]["result"])
 
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(20)
+            self.process.wait(PATIENCE_S)
 
 
 @dataclass
@@ -126,20 +149,26 @@ def watched_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedRun
     prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"))
     demo = run_demo(out, "--broker", "amqtt")
     answered: set[str] = set()
+    firing: set[str] = set()
+    hold = Hold(out)
     try:
-        while demo.poll() is None:
-            time.sleep(2)
-            if shutil.which("prometheus") and prometheus.process is None and (out / "mosquitto.conf").exists():
-                prometheus.start(out)
-            answered |= {q for _, q in PANELS if q not in answered and prometheus.ask(without_variables(q))}
-        firing = {a["metric"]["alertname"] for a in prometheus.ask('ALERTS{alertstate="firing"}')}
-        assert demo.stdout is not None
-        yield WatchedRun(demo.returncode, demo.stdout.read(), out, answered, firing)
+        if shutil.which("prometheus"):
+            # Its own files it writes before anything of it runs.
+            wait_until(lambda: demo.poll() is not None or "broker " in said(out).read_text(), what="the demo's files")
+            prometheus.start(out)
+            wait_until(lambda: demo.poll() is not None or prometheus.up(), what="Prometheus")
+        wait_until(lambda: hold() or demo.poll() is not None, 2 * LIMIT_S, what="the demo's end")
+        if prometheus.process is not None:
+            answered = {q for _, q in PANELS if prometheus.ask_of_all_times(without_variables(q))}
+            alerts = prometheus.ask_of_all_times('ALERTS{alertstate="firing"}')
+            firing = {a["metric"]["alertname"] for a in alerts}
+        yield WatchedRun(demo.returncode, said(out).read_text(), out, answered, firing)
     finally:
+        hold.release()
         prometheus.stop()
         if demo.poll() is None:
             demo.send_signal(signal.SIGINT)
-        demo.communicate()
+        demo.wait()
 
 
 def test_demo_with_the_embedded_broker_is_sound(watched_run: WatchedRun) -> None:
@@ -163,8 +192,14 @@ def test_demo_tells_its_story_in_plain_lines(watched_run: WatchedRun) -> None:
 
 
 def test_no_process_is_left_behind(watched_run: WatchedRun) -> None:
-    lines = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
-    assert not [line for line in lines if os.fsencode(watched_run.out) in line]
+    def left() -> list[bytes]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # others come and go
+                found.append(path.read_bytes())
+        return [line for line in found if os.fsencode(watched_run.out) in line]
+
+    wait_until(lambda: not left(), what="the end of every process")
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not here")
@@ -183,21 +218,23 @@ class Killer:
     """kill -9 of one process after the other, each when the demo has come far enough."""
 
     deployment: Deployment
+    hold: Hold
     killed: list[str] = field(default_factory=list)
 
     def __call__(self, facts: Facts, story: Story) -> None:
+        self.hold()
         turns = [
+            # First of all: its time is short.
+            ("hub align", story.running and story.stage != ""),
             ("watches collect", facts.samples > 4_000),
             ("hub ingest", facts.samples > 10_000),
             ("broker", facts.samples > 18_000),
             ("phones collect", facts.samples > 26_000),
-            ("hub align", story.running and story.stage != ""),
             ("watches detect", facts.n_detections > 3),
         ]
         for name, due in turns:
-            if due and name not in self.killed:
-                if self._kill(name):
-                    self.killed.append(name)
+            if due and name not in self.killed and self._kill(name):
+                self.killed.append(name)
                 return  # one a turn, so that each death meets a running deployment
 
     def _kill(self, name: str) -> bool:
@@ -209,15 +246,18 @@ class Killer:
             return True
         parent, role = name.split()
         pid = self.deployment.processes.pid(parent, role)
-        if pid:
+        if not pid:
+            return False
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        return pid != 0
+            return True
+        return False
 
 
 @pytest.mark.skipif(not find_mosquitto(), reason="mosquitto is not here")
 def test_kills_in_the_middle_lose_nothing(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path / "out", REDUCED, "mosquitto")
-    killer = Killer(deployment)
+    killer = Killer(deployment, Hold(deployment.out))
     began_s = time.monotonic()
     try:
         deployment.start()
@@ -227,6 +267,7 @@ def test_kills_in_the_middle_lose_nothing(tmp_path: Path) -> None:
         finally:
             watcher.close()
     finally:
+        killer.hold.release()
         deployment.stop()
     took_s = time.monotonic() - began_s
     told = summary.build(
@@ -252,17 +293,21 @@ def test_kills_in_the_middle_lose_nothing(tmp_path: Path) -> None:
 def test_ctrl_c_gives_the_summary_and_loses_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     demo = run_demo(out)
+
+    def accepted() -> int:
+        return sum(len(json_lines(path)) for path in (out / "truth").glob("*.jsonl"))
+
     try:
-        deadline = time.monotonic() + 90
-        while not list((out / "truth").glob("*.jsonl")):
-            assert demo.poll() is None and time.monotonic() < deadline
-            time.sleep(0.5)
-        time.sleep(3)  # in the middle of the first recordings
+        # In the middle of the first recordings.
+        wait_until(lambda: demo.poll() is not None or accepted() > 100, what="records")
+        wait_until(lambda: demo.poll() is not None or "-- recordings" in said(out).read_text(), what="the watching")
         demo.send_signal(signal.SIGINT)
-        text = demo.communicate(timeout=90)[0]
+        demo.wait(2 * PATIENCE_S)
     finally:
         if demo.poll() is None:
             demo.kill()
+            demo.wait()
+    text = said(out).read_text()
     assert demo.returncode == 0, text
     assert "What it came to" in text and "ended by hand" in text
     told = json.loads((out / "summary.json").read_text())

@@ -39,6 +39,25 @@ def test_waits_while_an_outbox_holds_something() -> None:
     assert ending.reached(facts, JUDGED, 19.0 + QUIET_S)
 
 
+def test_what_was_seen_before_the_last_recording_ended_does_not_count() -> None:
+    ending, facts = Ending(collectors=1), Facts()
+    for second in range(20):  # a pause: nothing waits anywhere
+        assert not ending.reached(facts, JUDGED, float(second))
+    ending.note(finished("phones"))
+    assert not ending.reached(facts, JUDGED, 20.0)
+    assert ending.reached(facts, JUDGED, 20.0 + QUIET_S)
+
+
+def test_waits_while_a_collector_does_not_say_how_full_its_outboxes_are() -> None:
+    ending, facts = Ending(1, collecting=frozenset({"phones_collect"})), Facts()
+    ending.note(finished("phones"))
+    for second in range(20):
+        assert not ending.reached(facts, JUDGED, float(second))
+    facts.answering.add("phones_collect")
+    assert not ending.reached(facts, JUDGED, 20.0)
+    assert ending.reached(facts, JUDGED, 20.0 + QUIET_S)
+
+
 def test_waits_while_detections_arrive() -> None:
     ending, facts = Ending(collectors=1), Facts()
     ending.note(finished("phones"))

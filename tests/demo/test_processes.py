@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,15 @@ from demo import processes as module
 from demo.deployment import Deployment
 from demo.people import REDUCED
 from demo.processes import DemoError, Processes, free_ports, wait_for_port
+from tests.waiting import wait_until
 
 # Short sleeps: a signal that comes just before a long one would be looked at only after it.
 OBEDIENT = (
     "import signal,sys,time\nsignal.signal(15, lambda *_: sys.exit(0))\nprint('up', flush=True)\n"
     "while True: time.sleep(0.1)"
 )
-DEAF = "import signal,time\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(60)"
-CHILD = "[sys.executable, '-c', 'import time; time.sleep(60)', 'x', 'hub', 'ingest', 'y']"
+DEAF = "import signal,time\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(600)"
+CHILD = "[sys.executable, '-c', 'import time; time.sleep(600)', 'x', 'hub', 'ingest', 'y']"
 PARENT = f"import subprocess,sys,time\nsubprocess.Popen({CHILD})\n"
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 
@@ -39,16 +39,9 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
         process.wait()
 
 
-def wait_until(ready: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not ready():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 def start(processes: Processes, name: str, code: str) -> None:
     processes.start(name, [sys.executable, "-c", code])
-    wait_until(lambda: processes.log_of(name).read_text() == "up\n", f"{name} does not come up")
+    wait_until(lambda: processes.log_of(name).read_text() == "up\n", what=f"{name} coming up")
 
 
 def test_stops_in_the_opposite_order_of_starting(processes: Processes) -> None:
@@ -66,7 +59,7 @@ def test_a_process_that_does_not_listen_is_killed(processes: Processes, monkeypa
 
 def test_a_process_that_ended_by_itself_is_told(processes: Processes) -> None:
     processes.start("short", [sys.executable, "-c", "import sys; print('bad'); sys.exit(3)"])
-    wait_until(lambda: bool(processes.ended()), "it does not end")
+    wait_until(lambda: processes.ended(), what="its end")
     assert processes.ended() == {"short": 3}
     assert processes.log_of("short").read_text() == "bad\n"
 
@@ -78,12 +71,10 @@ def test_a_child_gets_no_ctrl_c_from_the_terminal(processes: Processes) -> None:
 
 @needs_proc
 def test_children_are_known_by_their_role_with_their_peak_memory(processes: Processes) -> None:
-    processes.start("hub", [sys.executable, "-c", PARENT + "time.sleep(60)"])
-    wait_until(lambda: processes.pid("hub", "ingest") > 0, "the child is not seen")
+    processes.start("hub", [sys.executable, "-c", PARENT + "time.sleep(600)"])
+    wait_until(lambda: processes.pid("hub", "ingest") > 0, what="the child")
     # Seen between fork and exec, a child has next to no memory yet: the peak grows as it is looked at again.
-    wait_until(
-        lambda: processes.pid("hub", "ingest") > 0 and processes.peaks_mb["ingest"] > 1, "the child's peak is not seen"
-    )
+    wait_until(lambda: processes.pid("hub", "ingest") > 0 and processes.peaks_mb["ingest"] > 1, what="the child's peak")
     assert processes.peaks_mb["ingest"] < 200
     assert processes.pid("hub", "align") == 0
 

@@ -76,6 +76,7 @@ def test_picture_tells_the_story() -> None:
         "released as v1",
         "v1 5/5",
         "s14-watch",
+        "2.0 s",
         "0.91",
         "1,234",
     ):

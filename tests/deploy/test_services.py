@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from collectors.deploying.node_toml import NodeFile, check_text
+from collectors.deploying.source_lines import source_lines
+from collectors.deploying.unit import ServicePaths, unit_text
 from infomae_stream.supervisor import BAD_CONFIG_EXIT, STOP_TIMEOUT_S
 from infomae_stream.wire import MAX_MESSAGE_BYTES
 
@@ -53,6 +56,14 @@ def test_unit_fits_the_supervisor(unit: Path) -> None:
     )
 
 
+def test_the_shown_unit_of_a_node_is_the_one_that_is_installed() -> None:
+    path = Path("/etc/infomae/node.toml")
+    file = NodeFile("orchard", "orchard-1", "127.0.0.1", 1883, False, "system", [source_lines("synthetic", {})])
+    made = unit_text(check_text(file.text(path), path), ServicePaths(Path("/opt/infomae/bin/infomae-stream"), path))
+    shown = (DEPLOY / "systemd" / "infomae-node.service").read_text()
+    assert shown.partition("[Unit]\n")[2] == made.partition("[Unit]\n")[2]
+
+
 @needs_mosquitto
 def test_mosquitto_starts_with_the_file(tmp_path: Path) -> None:
     with socket.socket() as s:
@@ -64,14 +75,14 @@ def test_mosquitto_starts_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "mosquitto.conf").write_text(text.replace("listener 1883 127.0.0.1", f"listener {port} 127.0.0.1"))
     broker = subprocess.Popen(["mosquitto", "-c", str(tmp_path / "mosquitto.conf")], stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while broker.poll() is None:
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
-            except ConnectionRefusedError:
+            except OSError:
                 assert time.monotonic() < deadline, "mosquitto does not listen"
         assert broker.poll() is None, broker.communicate()[1]
     finally:
         broker.terminate()
-        broker.communicate(timeout=10)
+        broker.communicate(timeout=60)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 from infomae_stream.node_config import MqttSettings
@@ -15,6 +14,7 @@ from infomae_stream.session import MqttSession
 from infomae_stream.topics import node_topic, stream_topic
 from infomae_stream.types import Chunk
 from infomae_stream.wire import chunk_crc32, decode_ack, encode_chunk
+from tests import waiting
 from tests.brokers import free_port
 
 
@@ -47,16 +47,14 @@ class IngestProcess:
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(waiting.PATIENCE_S)
 
     def log(self) -> str:
         return (self.folder / "ingest.log").read_text()
 
     def metric(self, sample: str) -> float:
         """Value of one sample line of /metrics; 0 when it is not there yet."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
-        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.rsplit(" ", 1)[0] == sample), 0.0)
+        return waiting.sample(self.metrics_port, sample)
 
 
 class Sender:

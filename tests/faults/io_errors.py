@@ -1,4 +1,4 @@
-"""Errors of the disk (EIO) inside a program, for a while: strace attaches, and its system calls fail.
+"""A disk that fails (EIO) or is slow, for a while and for one program: strace attaches, and its system calls do so.
 
 Why not libfiu, made for this: its preloaded library takes malloc and mmap too, and a program that imports pyarrow or
 deltalake under it hangs at its start now and then (two threads, the loader's lock and libfiu's, each holding one).
@@ -37,10 +37,24 @@ def missing_for_io_errors() -> str:
 @contextmanager
 def failing_calls(program: Program, calls: Sequence[str], every: int) -> Iterator[None]:
     """Every `every`-th of each of `calls` (fsync, fdatasync, write, pwrite64) fails with EIO; the kernel sees none."""
-    report = program.log_path.with_name(f"{program.name}.strace")
-    inject = [f"--inject={call}:error=EIO:when=1+{every}" for call in calls]
     # And `close`, to tell a descriptor from a later one of the same number.
-    traced = f"trace={','.join({*calls, *_SYNCS, 'close'})}"
+    with _traced(program, [*calls, *_SYNCS, "close"], [f"{call}:error=EIO:when=1+{every}" for call in calls]):
+        yield
+
+
+@contextmanager
+def slow_syncs(program: Program, seconds: float) -> Iterator[None]:
+    """Every fsync and fdatasync takes so much longer, as on a disk that is busy; then the disk is quick again."""
+    with _traced(program, _SYNCS, [f"{call}:delay_enter={round(seconds * 1e6)}" for call in _SYNCS]):
+        yield
+
+
+@contextmanager
+def _traced(program: Program, calls: Sequence[str], injected: Sequence[str]) -> Iterator[None]:
+    """strace is attached, writes down `calls` and does what `injected` says."""
+    report = program.log_path.with_name(f"{program.name}.strace")
+    inject = [f"--inject={what}" for what in injected]
+    traced = f"trace={','.join(sorted(set(calls)))}"
     command = ["strace", "-f", "-y", "-e", traced, *inject, "-p", str(program.pid), "-o", str(report)]
     messages = Path(f"{report}.messages")
     with messages.open("wb") as f:

@@ -36,8 +36,9 @@ def wait_for(done: Callable[[], object], timeout_s: float, what: str, every_s: f
 class Program:
     """`infomae-stream <arguments>`, its log appended to `<folder>/<name>.log`.
 
-    environment: added to ours at every start. preload: libraries to load first (LD_PRELOAD). hits: failpoints at which
-    it has killed itself. ended: we ended it (or never started it), so nobody need start it again.
+    environment: added to ours at every start. preload: libraries to load first (LD_PRELOAD). within: a command that
+    becomes the program somewhere else (a network namespace). hits: failpoints at which it has killed itself.
+    ended: we ended it (or never started it), so nobody need start it again.
     """
 
     def __init__(self, name: str, folder: Path, arguments: Sequence[str]) -> None:
@@ -45,11 +46,13 @@ class Program:
         self.log_path = folder / f"{name}.log"
         self.environment: dict[str, str] = {}
         self.preload: list[Path] = []
+        self.within: list[str] = []
         self.ended = True
         self.peak_memory_bytes = 0
         self.starts = 0
         self.hits: list[str] = []
         self._folder = folder
+        self._up_event = f"{arguments[1]}_started"
         self._command = [sys.executable, "-m", "infomae_stream.cli", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
         self._armed = ""
@@ -66,7 +69,7 @@ class Program:
         preload = ["env", f"LD_PRELOAD={':'.join(map(str, self.preload))}"] if self.preload else []
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_WITH_PARENT, *preload, *self._command],
+                [*_WITH_PARENT, *self.within, *preload, *self._command],
                 cwd=self._folder,
                 stdout=log,
                 stderr=log,
@@ -81,6 +84,11 @@ class Program:
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def up(self) -> bool:
+        """It has come up since it was started last; before that a SIGTERM finds no handler."""
+        return self.running and self._up_event in self.log_since_start()
 
     def exit_code(self) -> int | None:
         """None while it runs or has not been started. Notes a failpoint that killed it."""

@@ -63,6 +63,7 @@ class RowSum:
             "peak_disk_bytes": max((r.peak_disk_bytes for r in self.results), default=0),
             "recovery_s_median": round(statistics.median(recovery), 3),
             "recovery_s_max": round(max(recovery), 3),
+            "longest_trial_s": round(max((r.seconds for r in self.results), default=0.0), 1),
             **({"hits": dict(self.hits)} if self.hits else {}),
             **({"never_hit": self.never_hit} if self.never_hit else {}),
         }

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -84,8 +84,10 @@ def run_trial(task: Task) -> TrialResult:
     """In the worker's process. An exception is a failed trial and not the end of the round."""
     faulthandler.dump_traceback_later(TRIAL_TIMEOUT_S, exit=True)
     task.folder.mkdir(parents=True)
+    began = time.monotonic()
     try:
-        return load_row(task.target).trial(rng_of(task.number, task.seed, task.index), task.folder)
+        result = load_row(task.target).trial(rng_of(task.number, task.seed, task.index), task.folder)
+        return replace(result, seconds=time.monotonic() - began)
     except Exception as e:  # noqa: BLE001 - the outermost loop of a trial
         (task.folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         return TrialResult(0, 0, 0, failures=(f"{type(e).__name__}: {e}",))

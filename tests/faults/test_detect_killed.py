@@ -41,7 +41,9 @@ class DetectProcess:
         )
         (folder / "node.toml").write_text(
             "[metrics]\ncollect_port = 0\ndetect_port = 0\n"
-            f'[detect]\ntrusted_keys = ["release.pub"]\nmax_lag_s = 600.0\n{nodes}'
+            f'[detect]\ntrusted_keys = ["release.pub"]\nmax_lag_s = 600.0\n'
+            # Every window is a part of its own, written soon; the events are told in test_detect_flow.
+            f"[detect.events]\nmax_s = 0.001\nmerge_gap_s = 0.0\nidle_s = 0.5\n{nodes}"
         )
         self.settings = load_config(folder / "node.toml", NodeConfig)
         self.outboxes = [
@@ -93,9 +95,10 @@ class DetectProcess:
         self.outboxes[node].commit()
 
     def starts_s(self, node: int = 0) -> list[float]:
+        """Of the windows, each of which is the last of one record."""
         records = self.outboxes[node].pending(10**9)
         found = [decode_detection(r.payload) for r in records if r.topic.endswith("/detections")]
-        return [(d.start_ns - START_NS) / S for d in found]
+        return sorted((d.end_ns - START_NS) / S - 2.0 for d in found)
 
 
 def until(done: Callable[[], bool], what: Callable[[], str], timeout_s: float = 40.0) -> None:

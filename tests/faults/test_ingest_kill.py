@@ -88,13 +88,13 @@ def test_versions_stay_what_they_are_for_a_reader_while_ingest_is_killed(
             # The first process dies while it starts, the others somewhere in their commits.
             if kill:
                 before = work()
-                wait_until(lambda before=before: work() > before, 30, "an acknowledgement from the new process")
+                wait_until(lambda before=before: work() > before, what="an acknowledgement from the new process")
             kill_at = time.monotonic() + rng.uniform(0.0, 0.7)
             while time.monotonic() < kill_at:
                 work()
             ingest.kill()
             ingest.start()
-        wait_until(lambda: sum([sender.step() for sender in senders]) == 0, 40, "everything is acknowledged")
+        wait_until(lambda: sum([sender.step() for sender in senders]) == 0, what="everything is acknowledged")
         assert ingest.stop() == 0
     finally:
         reader.stop.set()
@@ -115,30 +115,36 @@ def test_garbage_is_refused_and_counted_and_the_rest_goes_on(
 ) -> None:
     sender = Sender(tmp_path / "truth", broker.port, "s01", "s01-phone")
     sender.accept(make_chunk(1))
-    wait_until(lambda: sender.step() == 0, 20, "the first chunk is acknowledged")
+    wait_until(lambda: sender.step() == 0, what="the first chunk is acknowledged")
     sender.send_raw(b"\x00 garbage \xff")
     sender.send_raw(b"anything", "infomae/v1/s01/s01-phone/imu/gap")
     sender.accept(make_chunk(2))
-    wait_until(lambda: sender.step() == 0, 20, "the chunk after the garbage is acknowledged")
-    wait_until(lambda: ingest.metric('infomae_ingest_chunks_total{outcome="refused"}') == 2, 10, "two are counted")
+    wait_until(lambda: sender.step() == 0, what="the chunk after the garbage is acknowledged")
+    wait_until(lambda: ingest.metric('infomae_ingest_chunks_total{outcome="refused"}') == 2, what="two are counted")
     assert ingest.metric('infomae_ingest_chunks_total{outcome="stored"}') == 2
-    wait_until(lambda: ingest.metric("infomae_lake_files") > 0, 10, "the lake's size is told")
+    wait_until(lambda: ingest.metric("infomae_lake_files") > 0, what="the lake's size is told")
     assert len(list((ingest.lake_path / "_dead_letters").glob("*.bin"))) == 2
     assert ingest.stop() == 0
     sender.close()
 
 
-def test_what_was_received_is_committed_before_a_clean_stop(tmp_path: Path, broker: Broker) -> None:
+def test_what_was_received_is_committed_before_a_clean_stop(tmp_path: Path) -> None:
+    broker = Broker("mosquitto", tmp_path, "log_type all").start()
     ingest = IngestProcess(tmp_path, broker.port)
     ingest.config.write_text(ingest.config.read_text().replace("commit_interval_s = 0.1", "commit_interval_s = 60"))
     ingest.start()
     sender = Sender(tmp_path / "truth", broker.port, "s01", "s01-phone", resend_after_s=0.2)
     try:
         sender.accept(make_chunk(1))
-        # Sent again and again, so that one arrives after ingest has subscribed; with this interval none is committed.
-        wait_until(lambda: "ingest_started" in ingest.log() and (sender.step(), sender.sent)[1] > 10, 20, "sent")
+        # Sent again and again until ingest has subscribed; the broker tells when ingest has one in its hands.
+        wait_until(
+            lambda: sender.step() and "Received PUBACK from hub-ingest" in broker.log.read_text(), what="receipt"
+        )
         assert ingest.stop() == 0
-        wait_until(lambda: sender.step() == 0, 5, "the ack of the last commit")
+        wait_until(lambda: sender.step() == 0, what="the ack of the last commit")
         assert [c.seq for c in query.read_chunks(Lake(ingest.lake_path))] == [1]
     finally:
         sender.close()
+        if ingest.process is not None and ingest.process.poll() is None:
+            ingest.kill()
+        broker.stop()

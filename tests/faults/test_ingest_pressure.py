@@ -52,11 +52,11 @@ def test_memory_stays_bounded_when_more_comes_than_the_disk_takes(
     sender = Sender(tmp_path / "truth", broker.port, "s01", "s01-phone", resend_after_s=60.0)
     try:
         first.accept(make_chunk(1, site="s02", node="s02-phone", n=16_000))  # 192 kB
-        wait_until(lambda: first.step() == 0, 30, "the first chunk is acknowledged")
+        wait_until(lambda: first.step() == 0, what="the first chunk is acknowledged")
         before = most_resident_bytes(ingest)
         for seq in range(2, 402):  # 77 MB
             sender.accept(make_chunk(seq, n=16_000))
-        wait_until(lambda: sender.step() == 0, 120, "everything is acknowledged")
+        wait_until(lambda: sender.step() == 0, 600, "everything is acknowledged")
         grown = most_resident_bytes(ingest) - before
         assert ingest.stop() == 0
     finally:
@@ -84,15 +84,15 @@ def test_commits_leave_the_reserve_and_go_on_by_themselves(tmp_path: Path, broke
     sender = Sender(tmp_path / "truth", broker.port, "s01", "s01-phone")
     try:
         sender.accept(make_chunk(1))
-        wait_until(lambda: sender.step() == 0, 30, "the first chunk is acknowledged")
+        wait_until(lambda: sender.step() == 0, what="the first chunk is acknowledged")
         ballast.write_bytes(bytes(7 * MB))
         for seq in range(2, 30):
             sender.accept(make_chunk(seq))
         refused = 'infomae_ingest_failures_total{reason="commit"}'
-        wait_until(lambda: sender.step() == 28 and ingest.metric(refused) >= 2, 30, "commits are refused")
+        wait_until(lambda: sender.step() == 28 and ingest.metric(refused) >= 2, what="commits are refused")
         assert ingest.log().count("commit_refused") == 1 and "stay in reserve" in ingest.log()
         ballast.unlink()
-        wait_until(lambda: sender.step() == 0, 30, "everything is acknowledged after all")
+        wait_until(lambda: sender.step() == 0, what="everything is acknowledged after all")
         assert "commits_again" in ingest.log()
         assert ingest.stop() == 0
         assert compare(tmp_path / "truth", Lake(ingest.lake_path)).passed

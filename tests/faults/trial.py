@@ -16,7 +16,7 @@ class TrialResult:
     processes; peak_disk_bytes: outboxes, lake and dead letters together; 0 where a trial runs no process of its own.
     recovery_s: from the end of the fault to the moment when nothing waits any more.
     failures: what else went wrong, in words; a trial passed when there are none, nothing is lost and nothing doubled.
-    hits: names of the failpoints at which a process killed itself.
+    hits: names of the failpoints at which a process killed itself. seconds: what the trial took, told by the runner.
     """
 
     accepted: int
@@ -29,6 +29,7 @@ class TrialResult:
     recovery_s: float = 0.0
     failures: tuple[str, ...] = ()
     hits: tuple[str, ...] = ()
+    seconds: float = 0.0
 
     @property
     def passed(self) -> bool:

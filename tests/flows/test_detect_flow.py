@@ -11,18 +11,22 @@ import numpy as np
 import pytest
 
 from inference.service import DetectLoop, make_loop
-from infomae_stream.bundle import BundleInfo, save_keys
+from infomae_stream.bundle import BundleInfo, open_bundle, save_keys
+from infomae_stream.bundle_store import BundleStore
 from infomae_stream.clock import ManualClock
+from infomae_stream.errors import ConfigError
 from infomae_stream.golden import Golden
 from infomae_stream.node_config import NodeConfig, NodeSettings
 from infomae_stream.outbox import Outbox
 from infomae_stream.telemetry import EventLog, Telemetry
 from infomae_stream.types import ClockQuality, Detection, StreamId, StreamSpec
 from infomae_stream.wire import decode_detection
-from tests.tiny_bundle import IMU_CHANNELS, IMU_UNITS, PRIVATE_KEY, TinyBundle
+from tests.tiny_bundle import IMU_CHANNELS, IMU_UNITS, PRIVATE_KEY, PUBLIC_KEY, TinyBundle
 
 S = 10**9
 START_NS = 1_500_000_000 * S
+# Every window is a part of its own, which begins where the one before it ended, and is written within a second.
+EVERY_WINDOW = {"max_s": 0.001, "merge_gap_s": 0.0, "idle_s": 0.5}
 
 
 class House:
@@ -34,7 +38,7 @@ class House:
         save_keys(folder, PRIVATE_KEY)
         self.settings = NodeConfig(
             base_dir=folder,
-            detect={"trusted_keys": ["release.pub"], **detect},
+            detect={"trusted_keys": ["release.pub"], "events": EVERY_WINDOW, **detect},
             nodes=[
                 NodeSettings(site="s01", node="s01-phone", sources=[{}]),
                 NodeSettings(site="s02", node="s02-both", sources=[{}]),
@@ -84,9 +88,10 @@ class House:
         """Let a second pass, an install that begins come to its end, and commit."""
         self.clock.advance(1.0)
         self.loop.step()
-        self.loop.wait_for_install(30.0)
+        self.loop.wait_for_install(120.0)
         self.clock.advance(1.0)
         self.loop.step()
+        self.loop.commit()
 
     def observed(self, node: int = 0) -> dict[str, object]:
         payload = self.outboxes[node].get_state("bundle_observed")
@@ -119,7 +124,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> BundleInfo:
 
 
 def starts_s(detections: list[Detection]) -> list[float]:
-    return [(d.start_ns - START_NS) / S for d in detections]
+    """Of the windows, each of which is the last of one record."""
+    return sorted((d.end_ns - START_NS) / S - 2.0 for d in detections)
 
 
 def test_windows_become_detections_in_the_same_outbox(house: House, one: BundleInfo) -> None:
@@ -277,3 +283,220 @@ def test_a_desire_of_garbage_harms_nothing(house: House, one: BundleInfo) -> Non
     assert house.observed()["state"] == "none"
     house.install(one)
     assert house.observed()["state"] == "serving"
+
+
+# -- events ------------------------------------------------------------------------------------------------------------
+
+LONG_IDLE = {"events": {"merge_gap_s": 0.5, "idle_s": 5.0}}
+
+
+def undecided(version: int, path: Path, **fields: object) -> BundleInfo:
+    """All weights are zero: every class has a third, so the first of them is on in every window."""
+    tiny = TinyBundle(version=version)
+    for weights in tiny.weights.values():
+        weights[:] = 0.0
+    tiny.golden = Golden(tiny.golden.windows, tiny._golden_scores())
+    tiny.fields |= fields
+    return tiny.write(path / f"{version}.zip")
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[House]:
+    """A house whose events are whole, with a bundle that never stops seeing the same."""
+    with closing(House(tmp_path, **LONG_IDLE)) as made:
+        made.install(undecided(1, tmp_path))
+        yield made
+
+
+def told(detection: Detection) -> tuple[float, float, int, bool, int]:
+    """Start, end, part, whether it goes on, windows."""
+    assert detection.event is not None
+    start_s, end_s = ((ns - START_NS) / S for ns in (detection.start_ns, detection.end_ns))
+    return start_s, end_s, detection.event.part, detection.event.ongoing, detection.event.windows
+
+
+def idle(house: House) -> None:
+    house.clock.advance(6.0)
+    house.settle()
+
+
+def test_windows_that_show_the_same_are_one_event_which_ends_when_they_stop(patient: House) -> None:
+    patient.collect(0, "phone_imu", 0, 10)
+    patient.settle()
+    assert patient.detections() == []
+    idle(patient)
+    (found,) = patient.detections()
+    assert told(found) == (0.0, 10.0, 1, False, 17)
+    assert (found.label, found.modalities, found.scores["still"]) == ("still", ("phone_imu",), pytest.approx(1 / 3))
+    assert found.event is not None and found.event.missing == ("watch_imu",)
+    assert (found.event.on, found.event.off, found.event.peak_score) == (0.0, 0.0, pytest.approx(1 / 3))
+    labels = {"site": "s01", "node": "s01-phone", "class": "still", "version": "1"}
+    assert patient.metric("infomae_detections_total", **labels) == 1
+    assert patient.metric("infomae_detection_score_count", site="s01", node="s01-phone") == 1
+
+
+def test_a_killed_detector_goes_on_with_the_event_that_was_open(patient: House) -> None:
+    patient.collect(0, "phone_imu", 0, 5)
+    patient.settle()
+    patient.start()  # the open event was committed
+    patient.collect(0, "phone_imu", 5, 2)
+    patient.loop.step()
+    patient.start()  # what came of those two seconds was not
+    patient.collect(0, "phone_imu", 7, 3)
+    patient.settle()
+    idle(patient)
+    assert [told(d) for d in patient.detections()] == [(0.0, 10.0, 1, False, 17)]
+
+
+def test_a_long_event_is_told_while_it_lasts(tmp_path: Path) -> None:
+    with closing(House(tmp_path, events={"max_s": 4.0, "idle_s": 5.0})) as house:
+        house.install(undecided(1, tmp_path))
+        house.collect(0, "phone_imu", 0, 10)
+        house.settle()
+        assert [told(d) for d in house.detections()] == [(0.0, 4.0, 1, True, 5), (4.0, 8.0, 2, True, 8)]
+        idle(house)
+        assert told(house.detections()[-1]) == (8.0, 10.0, 3, False, 4)
+
+
+def test_a_new_bundle_ends_the_event_under_the_old_one(patient: House, tmp_path: Path) -> None:
+    patient.collect(0, "phone_imu", 0, 5)
+    patient.settle()
+    patient.install(undecided(2, tmp_path))
+    assert [(told(d), d.bundle_version) for d in patient.detections()] == [((0.0, 5.0, 1, False, 7), 1)]
+    patient.start()
+    patient.collect(0, "phone_imu", 5, 5)
+    patient.settle()
+    idle(patient)
+    assert [(told(d), d.bundle_version) for d in patient.detections()] == [
+        ((0.0, 5.0, 1, False, 7), 1),
+        ((5.0, 10.0, 1, False, 10), 2),
+    ]
+
+
+def test_an_event_of_a_bundle_that_is_gone_after_a_kill_ends_under_that_bundle(patient: House, tmp_path: Path) -> None:
+    patient.collect(0, "phone_imu", 0, 5)
+    patient.settle()
+    store = BundleStore(patient.settings.bundle_dir)
+    store.activate(open_bundle(undecided(2, tmp_path).path, [PUBLIC_KEY], now_ns=0, min_version=0))
+    patient.start()
+    patient.start()  # the end was committed, and is not told again
+    patient.settle()
+    assert [(told(d), d.bundle_version) for d in patient.detections()] == [((0.0, 5.0, 1, False, 7), 1)]
+
+
+def test_without_a_bundle_no_event_stays_open(patient: House) -> None:
+    patient.collect(0, "phone_imu", 0, 5)
+    patient.settle()
+    for path in patient.settings.bundle_dir.glob("*.zip"):
+        path.unlink()
+    for _ in range(2):
+        patient.start()
+    assert [told(d) for d in patient.detections()] == [(0.0, 5.0, 1, False, 7)]
+
+
+def test_a_clock_that_is_set_back_ends_the_event(patient: House) -> None:
+    patient.collect(0, "phone_imu", 3600, 5)
+    patient.settle()
+    patient.collect(0, "phone_imu", 0, 5)
+    patient.settle()
+    idle(patient)
+    assert [told(d) for d in patient.detections()] == [(3600.0, 3605.0, 1, False, 7), (0.0, 5.0, 1, False, 7)]
+
+
+def test_thresholds_and_cool_down_come_from_bundle_and_settings(tmp_path: Path) -> None:
+    events = {"on": {"still": 0.3}, "off": {"still": 0.1}, "cool_down_s": 3600.0, "idle_s": 5.0}
+    with closing(House(tmp_path, events=events)) as house:
+        house.install(undecided(1, tmp_path, thresholds={"still": 0.9}))
+        for first_s in (0, 100):
+            house.collect(0, "phone_imu", first_s, 5)
+            house.settle()
+            idle(house)
+        (found,) = house.detections()
+        assert found.event is not None and (found.event.on, found.event.off) == (0.3, 0.1)
+        labels = {"site": "s01", "node": "s01-phone", "reason": "cool_down"}
+        assert house.metric("infomae_windows_suppressed_total", **labels) == 7
+    with closing(House(tmp_path / "bundle", events={"idle_s": 5.0})) as house:
+        house.install(undecided(1, tmp_path, thresholds={"still": 0.9}))
+        house.collect(0, "phone_imu", 0, 5)
+        house.settle()
+        idle(house)
+        assert house.detections() == [] and house.metric("infomae_inference_duration_seconds_count") == 7
+
+
+# -- triggers ----------------------------------------------------------------------------------------------------------
+
+SLEEPY = {"stream": "phone_imu", "type": "energy", "warm_up_s": 0.0, "on_db": 9.0}
+
+
+@pytest.fixture
+def sleepy(tmp_path: Path) -> Iterator[House]:
+    """A house with a trigger on the phones' stream, and the bundle that never stops seeing the same."""
+    with closing(House(tmp_path, triggers=[SLEEPY], **LONG_IDLE)) as made:
+        made.install(undecided(1, tmp_path))
+        yield made
+
+
+def looks(house: House) -> float:
+    return house.metric("infomae_inference_duration_seconds_count") or 0.0
+
+
+def test_while_the_trigger_sleeps_the_model_is_not_run_and_that_is_counted(sleepy: House) -> None:
+    sleepy.collect(0, "phone_imu", 0, 10)
+    sleepy.settle()
+    assert (looks(sleepy), sleepy.dropped(0, "quiet")) == (0, 17)
+    sleepy.collect(0, "phone_imu", 10, 1, scale=20.0)
+    sleepy.collect(0, "phone_imu", 11, 9)
+    sleepy.settle()
+    idle(sleepy)
+    (found,) = sleepy.detections()
+    start_s, end_s, *_ = told(found)
+    assert 8.0 < start_s <= 9.0 and 12.0 <= end_s <= 14.0
+    assert found.event is not None and looks(sleepy) == found.event.windows
+    assert sleepy.dropped(0, "quiet") == 37 - looks(sleepy)
+
+
+def test_one_sleeping_trigger_decides_for_the_streams_without_one(sleepy: House) -> None:
+    sleepy.collect(1, "phone_imu", 0, 4)
+    sleepy.collect(1, "watch_imu", 0, 4, scale=20.0)
+    sleepy.settle()
+    assert (looks(sleepy), sleepy.dropped(1, "quiet")) == (0, 10)
+
+
+def test_one_trigger_that_wakes_is_enough(tmp_path: Path) -> None:
+    both = [SLEEPY, {**SLEEPY, "stream": "watch_imu"}]
+    with closing(House(tmp_path, triggers=both)) as house:
+        house.install(undecided(1, tmp_path))
+        house.collect(1, "phone_imu", 0, 4)
+        house.collect(1, "watch_imu", 0, 3)
+        house.collect(1, "watch_imu", 3, 1, scale=20.0)
+        house.settle()
+        assert (looks(house), house.dropped(1, "quiet")) == (2, 6), "the windows that begin at 1.5 and 2.0 have it"
+
+
+def test_where_no_stream_has_a_trigger_the_model_is_run(sleepy: House) -> None:
+    sleepy.collect(1, "watch_imu", 0, 4)
+    sleepy.settle()
+    assert (looks(sleepy), sleepy.dropped(1, "quiet")) == (5, 0)
+
+
+def test_a_trigger_may_be_for_one_node_only(tmp_path: Path) -> None:
+    with closing(House(tmp_path, triggers=[{**SLEEPY, "node": "s02-both"}])) as house:
+        house.install(undecided(1, tmp_path))
+        for node in (0, 1):
+            house.collect(node, "phone_imu", 0, 4)
+        house.settle()
+        assert (looks(house), house.dropped(0, "quiet"), house.dropped(1, "quiet")) == (5, 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "text"),
+    [
+        ({"type": "energy"}, r"detect\.triggers\.0\.stream: missing"),
+        ({"stream": "phone_imu"}, r"detect\.triggers\.0\.type: None is no trigger"),
+        ({**SLEEPY, "on_dbb": 3}, r"detect\.triggers\.0\.on_dbb: unknown key; did you mean 'on_db'"),
+        ({**SLEEPY, "node": "nobody"}, r"detect\.triggers\.0\.node: no node 'nobody'; known: s01-phone, s02-both"),
+    ],
+)
+def test_a_trigger_that_cannot_be_is_named(trigger: dict[str, object], text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=text):
+        House(tmp_path, triggers=[trigger])

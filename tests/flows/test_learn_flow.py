@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from aligner.gates import GATES
 from aligner.labels import Purpose, take_labels
 from aligner.matcher import Matcher
 from aligner.release import Releases
@@ -104,7 +105,12 @@ def test_the_run_learns_from_train_people_and_judges_by_the_others(first_run: Pa
     assert 0 <= candidate["alignment"]["macro_f1_after"] <= 1
     assert candidate["stage_1"] == "trained"
     assert candidate["seconds"] > 0
-    assert [v["gate"] for v in candidate["verdicts"]][-1] == "onnx_agreement"
+    assert [v["gate"] for v in candidate["verdicts"]] == list(GATES)
+    assert [row["modalities"] for row in candidate["validation"]["subsets"]] == [
+        ["phone_imu", "watch_imu"],
+        ["phone_imu"],
+        ["watch_imu"],
+    ]
 
 
 def test_a_candidate_that_passed_becomes_a_bundle_that_a_node_accepts(
@@ -118,6 +124,10 @@ def test_a_candidate_that_passed_becomes_a_bundle_that_a_node_accepts(
     assert bundle.version == 1 and bundle.sha256 == released.sha256
     assert bundle.manifest.lineage["tables"] == candidate["snapshot"]["tables"]
     assert set(bundle.golden.windows) == {"phone_imu", "watch_imu"}
+    assert set(bundle.manifest.subsets[0].modalities) == {"phone_imu", "watch_imu"}
+    assert set(bundle.manifest.missing_losses()) == {"phone_imu", "watch_imu"}
+    left_out = [part for v in candidate["verdicts"] for part in v["leaves_out"]]
+    assert bundle.manifest.has_int8 is ("int8" not in left_out)
     detector = Detector(bundle, make_runtime("onnx", threads=1))
     assert check_golden(detector) < 1e-4
     for x_CN in bundle.golden.windows["watch_imu"]:
@@ -127,12 +137,14 @@ def test_a_candidate_that_passed_becomes_a_bundle_that_a_node_accepts(
 def test_a_second_run_with_the_first_ones_encoders_is_refused_as_not_better(
     hub: HubConfig, lake: Lake, first_run: Path, tmp_path: Path
 ) -> None:
-    inputs = RunInputs(2, tmp_path / "000002", hub.gates, reuse=first_run, serving=first_run)
+    gates = hub.gates.model_copy(update={"max_int8_loss": -1.0})  # which no int8 can keep
+    inputs = RunInputs(2, tmp_path / "000002", gates, reuse=first_run, serving=first_run)
     stages: list[str] = []
     candidate = run(Snapshot.read(first_run / "snapshot.json"), lake, inputs, lambda stage, *_: stages.append(stage))
     assert candidate["stage_1"] == "reused from run 1" and not any(s.startswith("pretrain") for s in stages)
     failed = [v["gate"] for v in candidate["verdicts"] if not v["passed"]]
     assert failed == ["better_than_serving"]  # the very same training: equal is not better
+    assert {contract["encoder_int8"] for contract in candidate["modalities"].values()} == {None}
     # A run is a function of its snapshot: the same numbers, whatever else the process did before.
     first = json.loads((first_run / CANDIDATE).read_text())
     assert candidate["losses"] == first["losses"]

@@ -178,13 +178,16 @@ def test_a_node_with_a_microphone_alone_detects_with_the_bundle_that_was_learned
         desired = f'{{"v": 1, "version": {released.version}, "sha256": "{released.sha256}", "url": "{url}"}}'
         outbox.set_state("bundle_desired", desired.encode())
         loop.step()
-        loop.wait_for_install(30.0)
+        loop.wait_for_install(120.0)
         road.play(outbox, "quarry", ["acoustic"])
         while loop.step():
             road.clock.advance(1.1)
+        road.clock.advance(config.detect.events.idle_s + 1.0)  # what is open ends
+        loop.step()
         loop.commit()
         road.deliver(outbox)
     found = query.read_detections(road.lake)
-    assert len(found) == (SECONDS - 2) * 2 + 1
+    assert sum(d.event.windows for d in found if d.event is not None) == (SECONDS - 2) * 2 + 1
+    assert all(d.missing == ("seismic",) for d in (d.event for d in found) if d is not None)
     assert {d.modalities for d in found} == {("acoustic",)}
     assert {d.bundle_sha256 for d in found} == {released.sha256}

@@ -56,7 +56,7 @@ def run_guided(target: Target, bad: int, seed: int) -> Tally:
             f"-rss_limit_mb={RSS_LIMIT_MB}", f"-timeout={TIMEOUT_S}", f"-artifact_prefix={artifacts}/", str(corpus),
         ]  # fmt: skip
         command = [sys.executable, "-m", "tests.fuzz.coverage_guided", target.name, str(bad), str(result), *arguments]
-        environment = {**os.environ, "TMPDIR": folder}
+        environment = {**os.environ, "TMPDIR": folder, "PYTHONHASHSEED": "0"}  # the same run from the same seed
         ended = subprocess.run(command, capture_output=True, env=environment, timeout=3600, check=False)
         if ended.returncode == 0 and result.exists():
             return Tally(**json.loads(result.read_text()))

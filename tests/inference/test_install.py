@@ -82,8 +82,8 @@ def reason_of(desired: Desired, store: BundleStore) -> str:
 def test_a_bundle_comes_by_http_or_file_and_passes(server: BundleServer, made: BundleInfo, tmp_path: Path) -> None:
     server.content = made.path.read_bytes()
     for name, url in (("http", server.url), ("file", made.path.as_uri())):
-        detector = prepare(Desired(4, made.sha256, url), BundleStore(tmp_path / name), [PUBLIC_KEY], RUNTIME, NOW_NS)
-        assert detector.bundle.sha256 == made.sha256
+        prepared = prepare(Desired(4, made.sha256, url), BundleStore(tmp_path / name), [PUBLIC_KEY], RUNTIME, NOW_NS)
+        assert prepared.bundle.sha256 == prepared.proven.detector.bundle.sha256 == made.sha256
 
 
 def test_a_broken_download_goes_on_where_it_ended(server: BundleServer, made: BundleInfo, tmp_path: Path) -> None:

@@ -108,6 +108,17 @@ def test_a_restart_anywhere_decides_every_instant_once_and_from_the_same_samples
     assert first.take_dropped() + again.take_dropped() == never_killed.take_dropped()
 
 
+@pytest.mark.parametrize("read_again", range(4))
+def test_a_second_restart_before_all_is_read_again_forgets_nothing(read_again: int) -> None:
+    chunks = [chunk(i + 1, "phone_imu", i) for i in range(6)]
+    first = InstantGatherer(MODALITIES, Position())
+    run(first, chunks[:4])
+    second = InstantGatherer(MODALITIES, first.position())
+    needed = [c for c in chunks[:4] if c.seq > second.seen_seq]
+    run(second, needed[:read_again])
+    assert second.position() == first.position()
+
+
 def test_a_restart_reads_only_what_it_needs() -> None:
     gatherer = InstantGatherer(MODALITIES, Position())
     run(gatherer, [chunk(i + 1, "phone_imu", i) for i in range(100)])

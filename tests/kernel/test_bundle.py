@@ -27,14 +27,14 @@ from infomae_stream.bundle_archive import pack, unpack
 from infomae_stream.errors import BundleError, ConfigError
 from infomae_stream.golden import Golden
 from infomae_stream.onnx_weights import check_weights
-from tests.tiny_bundle import CLASSES, PRIVATE_KEY, PUBLIC_KEY, TinyBundle, head_graph
+from tests.tiny_bundle import CLASSES, PRIVATE_KEY, PUBLIC_KEY, TinyBundle, head_graph, member_name
 
 NOW_NS = 1_700_000_000 * 10**9
 
 
 @pytest.fixture(scope="module")
 def tiny() -> TinyBundle:
-    return TinyBundle(version=3)
+    return TinyBundle(version=3, int8=True)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,7 @@ def repacked(data: bytes, **changed: bytes | None) -> bytes:
     """The same archive with members replaced, or left out (None), unsigned."""
     files = {member.name: member.content for member in unpack(data, "test")}
     for name, content in changed.items():
-        stem, _, suffix = name.rpartition("_")
-        files.pop(f"{stem}.{suffix}") if content is None else files.update({f"{stem}.{suffix}": content})
+        files.pop(member_name(name)) if content is None else files.update({member_name(name): content})
     return pack(files)
 
 
@@ -75,6 +74,39 @@ def test_what_was_written_opens_again(tiny: TinyBundle, tmp_path: Path) -> None:
     assert dict(bundle.files) == tiny.files()
     assert set(bundle.front_ends) == {"phone_imu", "watch_imu"}
     np.testing.assert_array_equal(bundle.golden.scores["all"], tiny.golden.scores["all"])
+
+
+def test_a_bundle_of_the_first_format_still_loads() -> None:
+    old = TinyBundle(version=3)
+    data = resigned(old, {"format": 1}, old.files())
+    manifest = read_bundle(data, [PUBLIC_KEY], now_ns=NOW_NS, min_version=0, where="test").manifest
+    assert not manifest.has_int8 and manifest.missing_losses() == {}
+    assert manifest.modalities["phone_imu"].graphs == ("encoder_phone_imu.onnx",)
+
+
+def test_what_a_missing_modality_costs_stands_in_the_manifest() -> None:
+    tiny = TinyBundle()
+    subsets = [
+        {"modalities": ["phone_imu"], "macro_f1": 0.5, "windows": 40},
+        {"modalities": ["watch_imu", "phone_imu"], "macro_f1": 0.875, "windows": 40},
+    ]
+    data = resigned(tiny, {"subsets": subsets}, tiny.files())
+    manifest = read_bundle(data, [PUBLIC_KEY], now_ns=NOW_NS, min_version=0, where="test").manifest
+    assert manifest.missing_losses() == {"watch_imu": 0.375}
+    for bad in ([{**subsets[0], "modalities": ["radar"]}], [subsets[0], subsets[0]], [{**subsets[0], "macro_f1": 1.5}]):
+        assert reason_of(resigned(tiny, {"subsets": bad}, tiny.files())) == "contract"
+
+
+def test_int8_graphs_are_there_for_all_modalities_or_none_and_have_their_own_names(tiny: TinyBundle) -> None:
+    half = TinyBundle(int8=True)
+    half.fields["modalities"]["watch_imu"]["encoder_int8"] = None
+    files = {name: content for name, content in half.files().items() if name != "encoder_watch_imu.int8.onnx"}
+    assert reason_of(resigned(half, {}, files)) == "contract"
+    swapped = TinyBundle(int8=True)
+    names = {name: f"encoder_{name}.int8.onnx" for name in ("phone_imu", "watch_imu")}
+    swapped.fields["modalities"]["phone_imu"]["encoder_int8"] = names["watch_imu"]
+    swapped.fields["modalities"]["watch_imu"]["encoder_int8"] = names["phone_imu"]
+    assert reason_of(resigned(swapped, {}, swapped.files())) == "contract"
 
 
 def test_any_zip_tool_opens_it(data: bytes) -> None:
@@ -108,7 +140,12 @@ def test_one_flipped_bit_anywhere_is_refused(data: bytes) -> None:
 
 
 def test_a_flipped_weight_is_named_as_hash_and_a_flipped_manifest_as_signature(data: bytes) -> None:
-    for name, reason in (("head.onnx", "hash"), ("manifest.json", "signature"), ("manifest.sig", "signature")):
+    for name, reason in (
+        ("head.onnx", "hash"),
+        ("encoder_phone_imu.int8.onnx", "hash"),
+        ("manifest.json", "signature"),
+        ("manifest.sig", "signature"),
+    ):
         content = bytearray(next(m.content for m in unpack(data, "test") if m.name == name))
         content[len(content) // 2] ^= 1
         assert reason_of(repacked(data, **{name.replace(".", "_"): bytes(content)})) == reason
@@ -194,7 +231,7 @@ def test_too_large_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
     "change",
     [
         {"version": 0},
-        {"format": 2},
+        {"format": 3},
         {"surprise": 1},
         {"classes": ["one"]},
         {"classes": ["one", "one", "two"]},

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from infomae_stream.bundle import Bundle, open_bundle, save_keys
-from infomae_stream.bundle_store import BundleStore
+from infomae_stream.bundle_commands import verify
+from infomae_stream.bundle_store import MAX_UNCLEAN_ENDS, BundleStore
 from infomae_stream.errors import BundleError
 from tests.tiny_bundle import PRIVATE_KEY, PUBLIC_KEY, TinyBundle
 
@@ -155,3 +156,52 @@ def test_the_commands_make_keys_and_verify(bundles: dict[str, Bundle], tmp_path:
     assert cli("keygen", str(tmp_path / "keys")).returncode == 78  # never overwritten
     file.write_bytes(bundles["one"].content[:-1])
     assert json.loads(cli("verify", str(file), "--key", trusted, "--json").stdout)["reason"] == "truncated"
+
+
+def test_verify_shows_what_each_subset_of_modalities_is_worth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = TinyBundle(int8=True)
+    tiny.fields["subsets"] = [
+        {"modalities": ["watch_imu"], "macro_f1": 0.5, "windows": 40},
+        {"modalities": ["phone_imu", "watch_imu"], "macro_f1": 0.875, "windows": 40},
+        {"modalities": ["phone_imu"], "macro_f1": 0.75, "windows": 40},
+    ]
+    file, key = tiny.write(tmp_path / "b.zip").path, save_keys(tmp_path / "keys", PRIVATE_KEY)[1]
+    verify(file, [key])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4:] == [
+        "  modalities present     macro-F1  lost   (40 validation windows)",
+        "  phone_imu + watch_imu     0.875  0.000",
+        "  phone_imu                 0.750  0.125",
+        "  watch_imu                 0.500  0.375",
+    ]
+    assert "  int8: True" in lines and "  format: 2" in lines
+    verify(file, [key], as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["missing_losses"] == {"phone_imu": 0.375, "watch_imu": 0.125} and told["int8"] is True
+    assert told["subsets"] == tiny.fields["subsets"]
+    verify(TinyBundle().write(tmp_path / "old.zip").path, [key])
+    assert "  subsets: not measured" in capsys.readouterr().out
+
+
+def test_a_trial_counts_the_processes_that_began_and_forgets_those_that_ended(
+    bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    sha256 = bundles["two"].sha256
+    store = BundleStore(tmp_path)
+    assert not store.on_trial(sha256)
+    for _ in range(2 * MAX_UNCLEAN_ENDS):
+        store.begin_trial(sha256)
+        store.leave_trial(sha256)
+    for _ in range(MAX_UNCLEAN_ENDS):
+        BundleStore(tmp_path).begin_trial(sha256)
+    with pytest.raises(BundleError) as caught:
+        BundleStore(tmp_path).begin_trial(sha256)
+    assert caught.value.reason == "runtime"
+    # Another one that is installed meanwhile takes the record along; the bundles that are kept keep theirs.
+    store.begin_trial(bundles["one"].sha256)
+    store.activate(bundles["one"])
+    assert not store.on_trial(sha256) and store.on_trial(bundles["one"].sha256)
+    store.end_trial(bundles["one"].sha256)
+    assert not store.on_trial(bundles["one"].sha256)

@@ -336,7 +336,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(actions=st.lists(ACTIONS, min_size=20, max_size=120), max_bytes=st.integers(3_000, 12_000))
 def test_accepted_is_what_waits_or_was_acknowledged_or_lies_in_a_gap_record(
     tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, StreamSpec | None, int]], max_bytes: int

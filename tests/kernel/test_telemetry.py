@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 
 from prometheus_client import generate_latest
 
 from infomae_stream.telemetry import METRICS, Telemetry
+from tests.waiting import metrics_of
 
 ALLOWED_LABELS = {
     "site", "node", "stream", "kind", "reason", "class", "version", "term", "outcome", "sha256",
@@ -29,5 +29,4 @@ def test_a_process_serves_its_metrics_on_the_port_it_tells() -> None:
     telemetry = Telemetry()
     telemetry.counter("infomae_ingest_chunks_total").labels(outcome="durable").inc(3)
     port = telemetry.serve("127.0.0.1", 0)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
-        assert 'infomae_ingest_chunks_total{outcome="durable"} 3.0' in page.read().decode()
+    assert 'infomae_ingest_chunks_total{outcome="durable"} 3.0' in metrics_of(port)

@@ -16,7 +16,8 @@ from collectors.enrolment.enrol import enrol, revoke
 from collectors.enrolment.site import Site, SiteOptions
 from infomae_stream.node_config import MqttSettings
 from infomae_stream.node_request import make_request
-from tests.brokers import free_port, wait_until
+from tests.brokers import free_port
+from tests.waiting import PATIENCE_S, wait_until
 
 HAS_MOSQUITTO = shutil.which("mosquitto") is not None
 
@@ -57,7 +58,7 @@ class TlsSite:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(PATIENCE_S)
             self._process = None
 
     def enrol(self, node: str, *, at: datetime | None = None, days: int = 30, renew: bool = False) -> MqttSettings:

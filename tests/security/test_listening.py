@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import free_port, wait_until
+from tests.brokers import free_port
 from tests.security.sites import HAS_MOSQUITTO, TlsSite
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.slow
 LISTEN = "0A"
@@ -67,12 +68,12 @@ def test_a_program_listens_on_loopback_only(folder: Path, name: str) -> None:
             [sys.executable, "-m", "infomae_stream.cli", *arguments], cwd=folder, stderr=log, stdout=log
         )
     try:
-        wait_until(lambda: process.poll() is not None or len(listening(process.pid)) >= ports, 60, f"{name} listening")
+        wait_until(lambda: process.poll() is not None or len(listening(process.pid)) >= ports, what=f"{name} listening")
         assert process.poll() is None, (folder / "log").read_text()
         assert all(is_loopback(address) for address in listening(process.pid)), listening(process.pid)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 @pytest.mark.skipif(not HAS_MOSQUITTO, reason="mosquitto is not installed")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,10 +19,11 @@ from infomae_stream.node_config import MqttSettings
 from infomae_stream.session import MqttSession
 from storage.lake import Lake
 from storage.verify import compare
-from tests.brokers import free_port, wait_until
+from tests.brokers import end, free_port
 from tests.faults.rows.certificates import ROW
 from tests.recording_files import write_csv
 from tests.security.sites import HAS_MOSQUITTO, TlsSite
+from tests.waiting import PATIENCE_S, metrics_of, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -37,6 +38,7 @@ def site(tmp_path: Path) -> Iterator[TlsSite]:
     made = TlsSite(tmp_path)
     yield made
     made.stop()
+    gc.collect()  # no warning of these tests is left for others
 
 
 def run(*arguments: str) -> dict[str, object]:
@@ -44,11 +46,6 @@ def run(*arguments: str) -> dict[str, object]:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
     return dict(json.loads(ended.stdout))
-
-
-def metrics(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        return str(answer.read().decode())
 
 
 def test_data_of_an_enrolled_node_reach_the_lake_over_tls(tmp_path: Path, site: TlsSite) -> None:
@@ -79,14 +76,13 @@ def test_data_of_an_enrolled_node_reach_the_lake_over_tls(tmp_path: Path, site: 
             (["node", "collect", "--config", str(config)], node_log),
         ):
             process = subprocess.Popen([sys.executable, "-m", "infomae_stream.cli", *command], stderr=err)
-            stack.callback(process.wait, 20)
+            stack.callback(process.wait, PATIENCE_S)
             stack.callback(process.terminate)
-        wait_until(lambda: "outbox_drained" in (tmp_path / "node.log").read_text(), 60, "everything acknowledged")
-        told = metrics(node_port)
-        expiry = 'infomae_certificate_expiry_timestamp_seconds{node="%s"}'
-        assert expiry % "s01-watch" in told and expiry % "broker" in told
-        assert expiry % "hub" in metrics(hub_port)
-        wait_until(lambda: expiry % "broker" in metrics(hub_port), what="the hub seeing the broker's certificate")
+        wait_until(lambda: "outbox_drained" in (tmp_path / "node.log").read_text(), what="everything acknowledged")
+        for port, own in ((node_port, "s01-watch"), (hub_port, "hub")):
+            for name in (own, "broker"):
+                expiry = f'infomae_certificate_expiry_timestamp_seconds{{node="{name}"}}'
+                wait_until(lambda port=port, expiry=expiry: expiry in metrics_of(port), what=f"{own} telling of {name}")
     found = compare(home / "truth", Lake(site.site.folder / "lake"))
     assert found.passed and found.accepted > 0, found
 
@@ -101,7 +97,7 @@ def test_everybody_else_is_refused_and_counted(tmp_path: Path, seed: int) -> Non
 def connect(stack: ExitStack, settings: MqttSettings, client_id: str) -> MqttSession:
     session = MqttSession(settings, client_id)
     session.start()
-    stack.callback(session.close, 0.2)
+    stack.callback(end, session)
     return session
 
 
@@ -139,7 +135,7 @@ def test_a_reload_shuts_new_connections_out_and_a_restart_ends_open_ones(site: T
                 wait_until(lambda: late.connected or late.broker.refusals, what="an answer")
                 return not late.connected
             finally:
-                late.close(0.2)
+                end(late)
 
         wait_until(shut_out, what="the list in force")
         assert open_one.connected and open_one.reconnects == 0

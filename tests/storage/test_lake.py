@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from infomae_stream.errors import LakeError
 from infomae_stream.types import Chunk, ClockQuality, StreamId, StreamSpec
+from infomae_stream.wire import chunk_crc32
 from storage import query
 from storage.delta_log import CHECKPOINT_EVERY
 from storage.lake import Lake
 from storage.learning_tables import append_labels, append_run
-from storage.rows import LabelInterval
+from storage.rows import LabelInterval, chunk_rows
 from storage.schemas import TABLES
-from storage.segments import live_files
+from storage.segments import UNCACHED_BYTES, live_files, write_segments
 from tests.hub_records import START_NS, make_chunk, make_detection, make_gap, same_chunk
 
 S = 1_000_000_000
@@ -57,7 +58,7 @@ def identity(chunk: Chunk) -> tuple[StreamId, str, int]:
     return chunk.spec.id, chunk.epoch, chunk.seq
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     given_chunks=st.lists(chunks(), min_size=1, max_size=8, unique_by=lambda c: (c.spec.id.site, c.spec.id.node, c.seq))
 )
@@ -92,6 +93,70 @@ def test_a_record_that_comes_twice_in_one_batch_is_stored_once(tmp_path: Path) -
     lake = Lake(tmp_path)
     assert lake.append_chunks([make_chunk(1), make_chunk(1)], 7).written == 1
     assert query.logical_identities(lake, "chunks")["copies"].to_pylist() == [1]
+
+
+def test_known_and_repeated_records_are_left_out_of_a_run_and_the_rest_is_stored(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    lake.append_chunks([make_chunk(seq) for seq in (2, 3, 7)], 7)
+    committed = lake.append_chunks([make_chunk(seq) for seq in (8, 1, 2, 3, 4, 4, 9, 7)], 7)
+    assert (committed.written, committed.duplicates, committed.conflicts) == (4, 4, ())
+    committed = lake.append_chunks([make_chunk(seq) for seq in (5, 4, 10)], 7)
+    assert (committed.written, committed.duplicates) == (2, 1)
+    held = query.logical_identities(lake, "chunks")
+    assert sorted(held["seq"].to_pylist()) == [1, 2, 3, 4, 5, 7, 8, 9, 10] and set(held["copies"].to_pylist()) == {1}
+
+
+def test_of_two_different_records_under_one_identity_in_a_batch_neither_is_readable(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    committed = lake.append_chunks([make_chunk(1), make_chunk(2), make_chunk(2, seed=99)], 7)
+    assert committed.conflicts == ((("s01", "s01-phone", "e1"), 2),)
+    assert query.logical_identities(lake, "chunks")["seq"].to_pylist() == [1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(given_chunks=st.lists(chunks(), min_size=1, max_size=8))
+def test_rows_come_in_the_order_of_their_folders_and_segments(given_chunks: list[Chunk]) -> None:
+    rows = chunk_rows(given_chunks, 7)
+    place = ("day", "kind", "site", "node", "stream", "start_ns", "seq")
+    places = list(zip(*[rows[name].to_pylist() for name in place], strict=True))
+    assert places == sorted(places)
+    found = sorted((*identity, crc) for *identity, crc in zip(*[rows[n].to_pylist() for n in _TOLD], strict=True))
+    assert found == sorted((c.spec.id.node, c.seq, c.start_ns, chunk_crc32(c)) for c in given_chunks)
+
+
+_TOLD = ("node", "seq", "start_ns", "crc32")
+
+
+def cached(path: Path) -> bool:
+    """Whether the file's last byte is in the page cache. Raises OSError where that is not told."""
+    with path.open("rb") as f:
+        try:
+            return os.preadv(f.fileno(), [bytearray(1)], path.stat().st_size - 1, os.RWF_NOWAIT) == 1
+        except BlockingIOError:
+            return False
+
+
+def drops_from_cache(folder: Path) -> bool:
+    """Whether this file system drops what it is told to drop; a memory disk does not."""
+    probe = folder / "probe"
+    with probe.open("wb") as f:
+        f.write(bytes(100_000))
+        f.flush()
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        return not cached(probe)
+    except OSError:
+        return False
+
+
+def test_a_large_segment_does_not_stay_in_the_page_cache(tmp_path: Path) -> None:
+    if not drops_from_cache(tmp_path):
+        pytest.skip("this file system does not drop what it is told to drop, or does not say so")
+    rows = chunk_rows([make_chunk(seq, n=100_000) for seq in range(20)], 7)
+    path = tmp_path / write_segments(tmp_path, TABLES["chunks"], rows, 7)[0]["add"]["path"]
+    assert path.stat().st_size > UNCACHED_BYTES
+    assert not cached(path)
 
 
 def test_a_commit_that_reported_failure_and_landed_is_not_repeated(

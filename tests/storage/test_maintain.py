@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,9 @@ from storage import query
 from storage.lake import Lake
 from storage.maintain_service import MaintainService
 from storage.segments import live_files
-from tests.brokers import free_port, wait_until
+from tests.brokers import free_port
 from tests.hub_records import START_NS, make_chunk
+from tests.waiting import PATIENCE_S, sample, wait_until
 
 BASE = "[matcher]\nmodalities = ['phone_imu', 'watch_imu']\n[align]\nclasses = ['walking', 'standing']\n"
 CLI = [sys.executable, "-m", "infomae_stream.cli"]
@@ -63,34 +63,25 @@ def test_the_process_keeps_the_lake_in_few_files_while_others_write(tmp_path: Pa
     text = f"[metrics]\nmaintain_port = {port}\n[maintenance]\ninterval_s = 0.1\n"
     filled(tmp_path, 2)
     config = write_config(tmp_path, text)
-    process = subprocess.Popen([*CLI, "hub", "maintain", "--config", str(config)], stderr=subprocess.PIPE, text=True)
-
-    def metric(name: str) -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
-        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
-
-    def answers() -> bool:
-        try:
-            return metric("infomae_maintenance_last_success_timestamp_seconds") > 0
-        except OSError:
-            return False
-
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([*CLI, "hub", "maintain", "--config", str(config)], stderr=log)
     try:
-        wait_until(answers, 60, "the first round has ended")
-        assert os.getpriority(os.PRIO_PROCESS, process.pid) > os.getpriority(os.PRIO_PROCESS, 0)
+        succeeded = "infomae_maintenance_last_success_timestamp_seconds"
+        wait_until(lambda: sample(port, succeeded) > 0, what="the first round's end")
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(own + 10, 19)
         lake = Lake(tmp_path / "lake")
         for k in range(2, 40):
             lake.append_chunks([make_chunk(k, n=4)], 7)
         table = lake.table_path("chunks")
-        wait_until(lambda: len(live_files(table, lake.version("chunks"))) < 16, 60, "files are merged")
-        wait_until(lambda: metric("infomae_lake_compacted_bytes_total") > 0, 30, "and the bytes counted")
+        wait_until(lambda: len(live_files(table, lake.version("chunks"))) < 16, what="merged files")
+        wait_until(lambda: sample(port, "infomae_lake_compacted_bytes_total") > 0, what="the bytes counted")
         assert len(query.read_chunks(lake)) == 40
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 @pytest.mark.slow

@@ -28,18 +28,22 @@ def trial(rng: random.Random, folder: Path) -> TrialResult:
         stage.configure(settings)
         stage.start()
         stage.go_on(rng.uniform(0, 0.7))
+
+        def noticed() -> bool:
+            disk.fill()
+            return "outbox_full" in stage.node.log() or "commit_refused" in stage.ingests[0].log()
+
         for _ in range(rng.choice([1, 1, 2])):
             for _ in range(rng.randint(8, 30)):
                 disk.fill()
                 stage.go_on(0.05)
+            # A busy machine may not have written anything meanwhile.
+            stage.wait(noticed, 180, "a program has noticed the full disk")
             disk.free()
             stage.go_on(rng.uniform(0, 0.5))
         stage.fault_is_over()
         result = stage.settle()
         again = [f"{p.name} had to be started again" for p in stage.programs if p.starts > 1]
-        told = "outbox_full" in stage.node.log() or "commit_refused" in stage.ingests[0].log()
-        if not told:
-            again.append("no program noticed the full disk: the trial tried nothing")
         return replace(result, failures=(*result.failures, *again))
 
 

@@ -30,7 +30,7 @@ def trial(rng: random.Random, folder: Path) -> TrialResult:
         stage.go_on(rng.uniform(0, 0.3))
         calls = rng.choice([(call,) for call in CALLS[victim.name]] + [CALLS[victim.name]])
         with failing_calls(victim, calls, rng.choice([1, 1, 2, 3, 7])):
-            stage.wait(lambda: failed_calls(victim) >= 3 or stage.drained(), 60, "calls have failed")
+            stage.wait(lambda: failed_calls(victim) >= 3 or stage.drained(), 180, "calls have failed")
             stage.go_on(rng.uniform(0, 1.0))
         stage.fault_is_over()
         if again := synced_again(victim):

@@ -1,4 +1,7 @@
-"""Row 1: kill -9 of node, ingest and broker, at random moments and at every failpoint around D1-D4."""
+"""Row 1: kill -9 at random moments and at every failpoint around D1-D4: of node, ingest and broker in most trials.
+
+In some the detector is killed (killed_detector.py), in some matcher, aligner and its training (killed_aligner.py).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.faults.played import Size
+from tests.faults.rows import killed_aligner, killed_detector
 from tests.faults.stage import Settings, Stage
 from tests.faults.trial import Row, TrialResult
 
@@ -34,7 +38,8 @@ INGEST_PLACES: Final = (
 
 
 def trial(rng: random.Random, folder: Path) -> TrialResult:
-    return _shedding(rng, folder) if rng.random() < 0.2 else _delivering(rng, folder)
+    kinds = (_delivering, _shedding, killed_detector.trial, killed_aligner.trial)
+    return rng.choices(kinds, weights=(58, 16, 13, 13))[0](rng, folder)
 
 
 def _shedding(rng: random.Random, folder: Path) -> TrialResult:
@@ -46,7 +51,7 @@ def _shedding(rng: random.Random, folder: Path) -> TrialResult:
         stage.node.kill()
         stage.failpoints["node"] = _armed(rng, rng.sample(SHED_PLACES, 2))
         stage.start_again(stage.node)
-        stage.wait(lambda: len(stage.node.hits) >= 2 or stage.played(), 60, "the node has died while it shed")
+        stage.wait(lambda: len(stage.node.hits) >= 2 or stage.played(), 240, "the node has died while it shed")
         stage.ingests[0].start()
         stage.fault_is_over()
         return stage.settle()
@@ -76,7 +81,7 @@ def _delivering(rng: random.Random, folder: Path) -> TrialResult:
                 stage.start_again(program)
         # On a slow machine the recordings may be over before a program gets to its last place: the round tells.
         stage.wait(
-            lambda: sum(len(p.hits) for p in stage.programs) >= wanted or stage.drained(), 90, "every place is reached"
+            lambda: sum(len(p.hits) for p in stage.programs) >= wanted or stage.drained(), 240, "every place is reached"
         )
         stage.fault_is_over()
         return stage.settle()
@@ -87,4 +92,10 @@ def _armed(rng: random.Random, places: list[str]) -> list[str]:
     return [f"{place}=kill@{rng.randint(1, 4) if i == 0 else 1}" for i, place in enumerate(places)]
 
 
-ROW: Final = Row(1, "kill -9 of node, broker, ingest", trial, 8.0, failpoints=NODE_PLACES + INGEST_PLACES + SHED_PLACES)
+ROW: Final = Row(
+    1,
+    "kill -9 of node, broker, ingest, detector, matcher, aligner",
+    trial,
+    10.0,
+    failpoints=NODE_PLACES + INGEST_PLACES + SHED_PLACES,
+)
