@@ -57,6 +57,10 @@ OF_TROUBLE = (
     "infomae_lake_retired_",
     "infomae_lake_copies_dropped_total",
     "infomae_maintenance_failures_total",
+    "infomae_outbox_failures_total",
+    "infomae_int8_refused_total",
+    "infomae_windows_suppressed_total",
+    "infomae_fusion_node_up",  # nothing is fused in the demonstration
     "infomae_certificate_expiry_timestamp_seconds",  # the demonstration has no certificates
 )
 

@@ -24,6 +24,7 @@ from infomae_stream.outbox import Outbox
 from infomae_stream.types import ClockQuality, StreamId, StreamSpec
 from infomae_stream.wire import decode_detection
 from tests.tiny_bundle import IMU_CHANNELS, IMU_UNITS, PRIVATE_KEY, TinyBundle
+from tests.waiting import PATIENCE_S
 
 S = 10**9
 START_NS = 1_500_000_000 * S
@@ -63,7 +64,7 @@ class DetectProcess:
     def end(self, signum: int) -> int:
         assert self.process is not None
         self.process.send_signal(signum)
-        code = self.process.wait(30)
+        code = self.process.wait(PATIENCE_S)
         self.process = None
         return code
 
@@ -101,7 +102,7 @@ class DetectProcess:
         return sorted((d.end_ns - START_NS) / S - 2.0 for d in found)
 
 
-def until(done: Callable[[], bool], what: Callable[[], str], timeout_s: float = 40.0) -> None:
+def until(done: Callable[[], bool], what: Callable[[], str], timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not done():
         assert time.monotonic() < deadline, what()
@@ -175,6 +176,6 @@ def test_a_missing_key_file_ends_with_the_code_for_bad_settings(hosted: DetectPr
     (hosted.folder / "release.pub").unlink()
     hosted.start()
     assert hosted.process is not None
-    assert hosted.process.wait(30) == 78
+    assert hosted.process.wait(PATIENCE_S) == 78
     hosted.process = None
     assert "no ed25519 public key" in hosted.log() and "keygen" in hosted.log()

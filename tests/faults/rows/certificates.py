@@ -33,6 +33,7 @@ from tests.faults.trial import Row, TrialResult
 from tests.hub_records import make_chunk
 from tests.security.sites import HAS_MOSQUITTO, TlsSite
 from tests.security.tls_sender import TlsSender
+from tests.waiting import PATIENCE_S
 
 SITE = "s01"
 # What a node may be told when it is turned away. mosquitto often closes before its alert is read; then only what the
@@ -63,7 +64,7 @@ class Hub:
 
     def refused(self) -> dict[str, float]:
         """Clients that the broker turned away, by reason, as the hub counts them."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=PATIENCE_S) as answer:
             lines = answer.read().decode().splitlines()
         name = "infomae_broker_refusals_total{"
         return {line.split('"')[1]: float(line.split()[-1]) for line in lines if line.startswith(name)}
@@ -147,7 +148,7 @@ def trial(rng: random.Random, folder: Path) -> TrialResult:
         # The counting connection must be there before the first intruder: refusals are not kept for it.
         probe = MqttSession(candidates["nobody"], "probe")
         probe.start()
-        wait_until(lambda: hub.refused(), 30, what="the hub counting")
+        wait_until(lambda: hub.refused(), what="the hub counting")
         probe.close(0.1)
         for kind in rng.sample(sorted(candidates), len(candidates)):
             deliver(rng.randint(1, 10))
@@ -208,7 +209,7 @@ def shut_out(settings: MqttSettings) -> str:
 
 def came_true(condition: Callable[[], object], what: str) -> bool:
     try:
-        wait_until(condition, 20, what)
+        wait_until(condition, what=what)
     except AssertionError:
         return False
     return True

@@ -24,6 +24,7 @@ from tests.faults.trial import Row, TrialResult
 from tests.fuzz.mutations import cbor_bombs, json_bombs
 from tests.fuzz.targets import TARGETS
 from tests.hub_records import make_chunk
+from tests.waiting import PATIENCE_S
 
 SITE, NODE = "s01", "s01-phone"
 MESSAGES = 60
@@ -54,7 +55,7 @@ def poison(rng: random.Random) -> tuple[str, bytes]:
 
 
 def dead_letters(ingest: IngestProcess) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{ingest.metrics_port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{ingest.metrics_port}/metrics", timeout=PATIENCE_S) as answer:
         text = answer.read().decode()
     return round(sum(float(n) for n in re.findall(r"^infomae_dead_letters_total\{.*\} (\S+)$", text, flags=re.M)))
 
