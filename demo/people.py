@@ -99,7 +99,7 @@ REDUCED: Final = Schedule(
     pause_s=6.0,
     unseen_pause_s=15.0,
     stagger_s=0.0,
-    min_pairs=40,
+    min_pairs=90,  # of more than four recordings: a batch has to have negatives
     min_new_pairs=10,
     settle_s=2.0,
     # What so little training gives is of no interest here: it is to travel the whole way.
