@@ -5,7 +5,7 @@ Legend: B batch, K T F spectrogram, E embedding, P pairs.
 
 import time
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -45,6 +45,22 @@ class Objective(Protocol):
 
     def model_loss(self, batch: AlignBatch, done: float) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Terms whose sum is minimised over the model, and checks to log; `done` in 0..1."""
+
+
+@runtime_checkable
+class ClosedForm(Protocol):
+    """An objective without steps (it has `build` too): it sets the model's projections once, and nothing follows."""
+
+    def solve(self, train: TrainSet, x_BKTF: dict[str, Tensor]) -> dict[str, float]:
+        """Set the projections from the pairs and the spectrograms by modality; return what remains, by name."""
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """An objective that looks at the whole set once, before the first step."""
+
+    def prepare(self, train: TrainSet, x_BKTF: dict[str, Tensor]) -> None:
+        """Take what the batches do not tell from the windows and their spectrograms by modality."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +150,15 @@ def align(model: Model, train: TrainSet, config: TrainConfig, progress: Progress
     if not pairs:
         raise DataError("no pairs", where="align", fix="let two modalities of one site record at the same time")
     torch.manual_seed(config.seed)
-    views = _views(model, train, config)
-    if settings.start != "random":
-        start_closed_form(model, train, views, settings.start, settings.start_ridge)
-    draws = _Draws(views, train, settings, config.seed + 1)
-    objective = objective_class(settings.objective).build(model, pairs, dict(settings.options), draws.generator)
-    history, critics, skipped = _steps(model, objective, draws, settings, progress)
+    kind = objective_class(settings.objective)
+    # Live views make no copies in advance: a closed form looks at every window once, as it is.
+    views = _views(model, train, config, live=issubclass(kind, ClosedForm) or settings.encoder_rate > 0)
+    if issubclass(kind, ClosedForm):
+        history = [_solve(kind, model, train, pairs, views, config, progress)]
+        critics: dict[str, float] = {}
+        skipped = 0
+    else:
+        history, critics, skipped = _learn(kind, model, train, pairs, views, config, progress)
     model.eval()
     return AlignmentReport(
         objective=settings.objective,
@@ -151,7 +170,43 @@ def align(model: Model, train: TrainSet, config: TrainConfig, progress: Progress
     )
 
 
-def _views(model: Model, train: TrainSet, config: TrainConfig) -> dict[str, Views]:
+def _solve(
+    kind: Any,
+    model: Model,
+    train: TrainSet,
+    pairs: list[tuple[str, str]],
+    views: dict[str, Views],
+    config: TrainConfig,
+    progress: Progress,
+) -> dict[str, float]:
+    model.eval()
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    objective = kind.build(model, pairs, dict(config.align.options), generator)
+    left: dict[str, float] = objective.solve(train, {name: view.x_BKTF for name, view in views.items()})
+    progress("align", 1, 1, left)
+    return left
+
+
+def _learn(
+    kind: Any,
+    model: Model,
+    train: TrainSet,
+    pairs: list[tuple[str, str]],
+    views: dict[str, Views],
+    config: TrainConfig,
+    progress: Progress,
+) -> tuple[list[dict[str, float]], dict[str, float], int]:
+    settings = config.align
+    if settings.start != "random":
+        start_closed_form(model, train, views, settings.start, settings.start_ridge)
+    draws = _Draws(views, train, settings, config.seed + 1)
+    objective = kind.build(model, pairs, dict(settings.options), draws.generator)
+    if isinstance(objective, Prepared):
+        objective.prepare(train, {name: view.x_BKTF for name, view in views.items()})
+    return _steps(model, objective, draws, settings, progress)
+
+
+def _views(model: Model, train: TrainSet, config: TrainConfig, live: bool) -> dict[str, Views]:
     settings = config.align
     generator = torch.Generator().manual_seed(config.seed + 2)
     return {
@@ -163,7 +218,7 @@ def _views(model: Model, train: TrainSet, config: TrainConfig) -> dict[str, View
             mask_ratio=config.pretrain.mask_ratio,
             mask_unit=config.pretrain.mask_unit,
             copies=settings.view_copies,
-            live=settings.encoder_rate > 0,
+            live=live,
             generator=generator,
         )
         for name in model.front_ends

@@ -7,6 +7,8 @@ from aligner.registry import resolve
 ESTIMATORS = {
     "discriminator": "aligner.information.discriminator:DiscriminatorEstimator",
     "bottleneck": "aligner.information.bottleneck:BottleneckEstimator",
+    "gaussian": "aligner.information.gaussian:GaussianEstimator",
+    "copula": "aligner.information.copula:CopulaEstimator",
 }
 
 

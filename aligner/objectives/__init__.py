@@ -4,7 +4,20 @@ from typing import Any
 
 from aligner.registry import resolve
 
-OBJECTIVES = {"infomae": "aligner.objectives.infomae:InfoMae"}
+OBJECTIVES = {
+    "infomae": "aligner.objectives.infomae:InfoMae",
+    "cca": "aligner.objectives.cca:Cca",
+    "cmc": "aligner.objectives.cmc:Cmc",
+    "comm": "aligner.objectives.comm:Comm",
+    "concat": "aligner.objectives.concat:Concat",
+    "focal": "aligner.objectives.focal:Focal",
+    "gmc": "aligner.objectives.gmc:Gmc",
+    "infmasking": "aligner.objectives.infmasking:InfMasking",
+    "moco": "aligner.objectives.moco:Moco",
+    "modalign": "aligner.objectives.modalign:ModAlign",
+    "simclr": "aligner.objectives.simclr:SimClr",
+    "tnc": "aligner.objectives.tnc:Tnc",
+}
 
 
 def objective_class(name: str) -> Any:
