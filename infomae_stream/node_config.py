@@ -151,7 +151,7 @@ class NodeSettings(Settings):
     @classmethod
     def _or_fuse(cls, sources: list[dict[str, Any]], info: ValidationInfo) -> list[dict[str, Any]]:
         if "fuse" in info.data and bool(sources) == (info.data["fuse"] is not None):
-            raise ValueError("a node has sources of its own, or fuse (the nodes it listens to): one of them")
+            raise ValueError("missing, or given beside fuse: one of them, sources or the nodes that it listens to")
         return sources
 
 

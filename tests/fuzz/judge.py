@@ -201,6 +201,21 @@ def detection(payload: bytes) -> dict[str, Any]:
         "end_ns": integer(m["end_ns"]),
         "modalities": array_of(m["modalities"], text),
         "bundle_version": integer(m["bundle_version"]),
+        "event": None if m.get("event") is None else event(m["event"]),
+    }
+
+
+def event(m: Any) -> dict[str, Any]:
+    want(type(m) is dict and type(m["ongoing"]) is bool and type(m["attribution"]) is dict)
+    shares = {name: number(m[name]) for name in ("peak_score", "on", "off")}
+    counts = {name: count(m[name]) for name in ("windows", "part")}
+    want(all(0 <= share <= 1 for share in shares.values()) and min(counts.values()) >= 1)
+    return {
+        **shares,
+        **counts,
+        "ongoing": m["ongoing"],
+        "missing": array_of(m["missing"], text),
+        "attribution": {text(name): number(change) for name, change in m["attribution"].items()},
     }
 
 

@@ -11,7 +11,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from infomae_stream.errors import ConfigError, DataError, InfomaeError, WireErro
 from infomae_stream.node_config import NodeConfig
 from infomae_stream.stored_chunk import StoredChunkDecoder
 from infomae_stream.topics import NODE_LEAVES, parse_topic
-from infomae_stream.types import Chunk, ClockQuality
+from infomae_stream.types import Chunk, ClockQuality, Detection, Event
 from infomae_stream.wire import (
     Ack,
     decode_ack,
@@ -108,7 +108,17 @@ def plain_gap(payload: bytes) -> dict[str, Any]:
 
 def plain_detection(payload: bytes) -> dict[str, Any]:
     d = decode_detection(payload)
-    return {f.name: getattr(d, f.name) for f in fields(d)}
+    return {f.name: getattr(d, f.name) for f in fields(d)} | {"event": None if d.event is None else asdict(d.event)}
+
+
+def some_detection(rng: random.Random) -> Detection:
+    detection = make_detection(rng.randrange(100))
+    if rng.random() < 0.3:
+        return detection  # as nodes wrote before there were events
+    event = Event(
+        rng.randint(1, 9), rng.random(), 1, rng.random() < 0.5, ("watch_imu",), {"phone_imu": 0.25}, 0.5, 0.25
+    )
+    return replace(detection, event=event)
 
 
 def plain_ack(payload: bytes) -> dict[str, Any]:
@@ -211,7 +221,7 @@ TARGETS = (
     ),
     Target(
         "detection",
-        lambda rng: encode_detection(make_detection(rng.randrange(100))),
+        lambda rng: encode_detection(some_detection(rng)),
         (*JSON * 12, lambda rng, _: json_bombs(rng)),
         plain_detection,
         judge.detection,
