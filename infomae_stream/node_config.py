@@ -56,7 +56,7 @@ class OutboxSettings(Settings):
 
 class UplinkSettings(Settings):
     max_inflight_bytes: int = Field(1_000_000, ge=10_000)
-    resend_after_s: float = Field(10.0, gt=0)  # an unacknowledged record is sent again after this
+    resend_after_s: float = Field(10.0, gt=0)  # sent again when its ack is so much later than acks are now
     # Catching up, beside what is new: 5 x what a node with 8 kHz audio, 100 Hz seismic and IMU makes (17.6 kB/s), so
     # that an outage is made good in a fifth of its length and a thousand nodes at once bring a hub 88 MB/s. 0: no cap.
     max_bytes_per_s: int = Field(88_000, ge=0)

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from aligner.config import AlignConfig, EncoderConfig, FrontEndConfig, PretrainConfig, TrainConfig
+from aligner.evaluation import mean_cosine
+from aligner.model import Model
 from aligner.trainset import ModalityWindows, TrainSet
 
 
@@ -132,3 +134,9 @@ def with_labels(windows: TrainSet, name: str, labels: np.ndarray) -> TrainSet:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def gap(model: Model, windows: TrainSet) -> float:
+    """Cosine of u of unseen pairs above that of pairs of unlike recordings."""
+    u = [model.shared(name, windows.modalities[name].x_BCN) for name in ("a", "b")]
+    return mean_cosine(u[0], u[1]) - mean_cosine(u[0], np.roll(u[1], 5, axis=0))

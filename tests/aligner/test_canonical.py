@@ -9,15 +9,14 @@ import torch
 
 from aligner.canonical import CanonicalMaps, PairStatistics, canonical_maps
 from aligner.closed_form import ridge_cca
-from aligner.evaluation import mean_cosine
 from aligner.model import Model
 from aligner.objectives.cca import Cca
 from aligner.parallel_analysis import parallel_rank
 from aligner.progress import silent
-from aligner.train import align_and_fit, pretrain_all
+from aligner.train import align_and_fit
 from aligner.trainset import TrainSet
 from infomae_stream.errors import ConfigError, DataError
-from tests.aligner.laws import generator, planted, small_config
+from tests.aligner.laws import gap, generator, planted, small_config
 
 RHO = (0.9, 0.6, 0.3)
 
@@ -124,22 +123,6 @@ def test_parallel_analysis_counts_planted_directions(rank: int) -> None:
     rows = torch.randn(300, rank, generator=draws) @ mixing + 0.7 * torch.randn(300, 40, generator=draws)
     assert parallel_rank(rows, draws) == rank
     assert parallel_rank(torch.randn(60, 200, generator=draws), draws) <= 8
-
-
-@pytest.fixture(scope="module")
-def train() -> TrainSet:
-    return planted()
-
-
-@pytest.fixture(scope="module")
-def stage_one(train: TrainSet) -> Model:
-    return pretrain_all(train, small_config(), silent)
-
-
-def gap(model: Model, windows: TrainSet) -> float:
-    """Cosine of u of unseen pairs above that of pairs of unlike recordings."""
-    u = [model.shared(name, windows.modalities[name].x_BCN) for name in ("a", "b")]
-    return mean_cosine(u[0], u[1]) - mean_cosine(u[0], np.roll(u[1], 5, axis=0))
 
 
 def test_the_objective_learns_the_planted_relation_without_a_step(train: TrainSet, stage_one: Model) -> None:

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from aligner.evaluation import mean_cosine
 from aligner.fusion import Fusion
 from aligner.losses.infmasking import masked_term, masked_term_mc
 from aligner.model import Model
 from aligner.objectives.comm import Comm
 from aligner.objectives.infmasking import InfMasking
 from aligner.progress import silent
-from aligner.train import align_and_fit, pretrain_all
+from aligner.train import align_and_fit
 from aligner.trainset import TrainSet
 from infomae_stream.errors import ConfigError
-from tests.aligner.laws import generator, planted, small_config
+from tests.aligner.laws import gap, generator, planted, small_config
 
 TAU = 0.1
 STRANGERS = ~torch.eye(6, dtype=torch.bool)
@@ -129,22 +128,6 @@ def test_the_contrast_equals_the_slow_loop(stage_one: Model) -> None:
     terms = [(nce(singles[0][i], joint[1]) + nce(singles[1][i], joint[0])) / 2 for i in range(2)]
     terms.append(nce(joint[0], joint[1]))
     assert got.item() == pytest.approx(sum(terms) / 3, rel=1e-4)
-
-
-@pytest.fixture(scope="module")
-def train() -> TrainSet:
-    return planted()
-
-
-@pytest.fixture(scope="module")
-def stage_one(train: TrainSet) -> Model:
-    return pretrain_all(train, small_config(), silent)
-
-
-def gap(model: Model, windows: TrainSet) -> float:
-    """Cosine of u of unseen pairs above that of pairs of unlike recordings."""
-    u = [model.shared(name, windows.modalities[name].x_BCN) for name in ("a", "b")]
-    return mean_cosine(u[0], u[1]) - mean_cosine(u[0], np.roll(u[1], 5, axis=0))
 
 
 SIZES = {"width": 16, "head_width": 32, "width_out": 16}

@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from aligner.contexts import Contexts, onset
-from aligner.evaluation import mean_cosine
 from aligner.losses.conditional_ratio import critic_loss, negatives, shortfall
 from aligner.model import Model
 from aligner.objectives.modalign import ModAlign, ModAlignOptions, SeparableCritic
 from aligner.progress import silent
-from aligner.train import align_and_fit, pretrain_all
+from aligner.train import align_and_fit
 from aligner.trainset import TrainSet
 from infomae_stream.errors import ConfigError, TrainingError
-from tests.aligner.laws import generator, planted, small_config
+from tests.aligner.laws import gap, generator, planted, small_config
 
 CONTEXT = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2])
 SEQUENCE = torch.tensor([0, 0, 1, 2, 3, 3, 4, 5])
@@ -120,22 +119,6 @@ def test_contexts_are_as_many_as_the_pairs_carry(pairs: int, count: int) -> None
     if count == 8:
         assert got[:4].tolist() == [0, 2, 4, 6]
         assert got[-4:].tolist() == [1, 3, 5, 7]
-
-
-@pytest.fixture(scope="module")
-def train() -> TrainSet:
-    return planted()
-
-
-@pytest.fixture(scope="module")
-def stage_one(train: TrainSet) -> Model:
-    return pretrain_all(train, small_config(), silent)
-
-
-def gap(model: Model, windows: TrainSet) -> float:
-    """Cosine of u of unseen pairs above that of pairs of unlike recordings."""
-    u = [model.shared(name, windows.modalities[name].x_BCN) for name in ("a", "b")]
-    return mean_cosine(u[0], u[1]) - mean_cosine(u[0], np.roll(u[1], 5, axis=0))
 
 
 LEARNING = {"objective": "modalign", "start": "random", "head_rate": 3e-3, "critic_rate": 3e-3}
